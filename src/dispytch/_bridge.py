@@ -1,0 +1,181 @@
+"""Between threads and event loops: what asyncio and trio do differently, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from types import coroutine
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+__all__ = ["Loop", "OwnerThread", "Waker", "in_context", "in_event_loop", "running_backend"]
+
+T = TypeVar("T")
+
+
+def running_backend() -> str:
+    """``"asyncio"`` or ``"trio"``, whichever runs in this thread.
+
+    Raises:
+        RuntimeError: neither does.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        return "trio"
+    asyncio.get_running_loop()
+    return "asyncio"
+
+
+def in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    try:
+        running_backend()
+    except RuntimeError:
+        return False
+    return True
+
+
+class Loop:
+    """The event loop that runs in the thread where this is made; other threads post callbacks to it."""
+
+    __slots__ = ("_post", "_thread")
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._post: Callable[[Callable[[], object]], object]
+        if running_backend() == "trio":
+            self._post = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
+        else:
+            self._post = asyncio.get_running_loop().call_soon_threadsafe
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is in the loop's own thread."""
+        return threading.get_ident() == self._thread
+
+    def post(self, callback: Callable[[], object]) -> bool:
+        """Has the loop call ``callback`` soon, from any thread; False if the loop has ended."""
+        try:
+            self._post(callback)
+        except RuntimeError:  # asyncio: the loop is closed; trio: RunFinishedError, a subclass
+            return False
+        return True
+
+
+class Waker:
+    """Wakes one waiting task, from any thread; wakes that come before it waits are one."""
+
+    __slots__ = ("_event", "_loop", "_woken")
+
+    def __init__(self) -> None:
+        self._loop = Loop()
+        self._event = anyio.Event()
+        self._woken = False
+
+    def wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
+        if self._loop.is_here:
+            self._event.set()
+        else:
+            self._loop.post(self._fire)
+
+    def _fire(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Returns at the next wake, or at once if one came since the last wait."""
+        if not self._woken:
+            await self._event.wait()
+        self._event = anyio.Event()
+        self._woken = False
+
+
+class _Job(Generic[T]):
+    """A call on its way to an owner thread, and its result on the way back."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call = call
+        self.context = contextvars.copy_context()
+        self.done = anyio.Event()
+        self.loop = Loop()
+        self.result: T
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.context.run(self.call)
+        except BaseException as error:
+            self.error = error
+        self.loop.post(self.done.set)
+
+
+class OwnerThread:
+    """One thread that makes all calls to what must be used from one thread only."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Calls in the thread and waits for the result; cancellation waits for it too."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+        job = _Job(call)
+        self._jobs.put(job)
+        with anyio.CancelScope(shield=True):
+            await job.done.wait()
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                del job  # breaks the cycle of the error's traceback with this frame
+        return job.result
+
+    async def stop(self) -> None:
+        """Ends the thread after the calls made so far. Idempotent."""
+        if self._thread is not None:
+            await self.run(lambda: None)  # from here on the thread has nothing left to wait for
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+
+
+@coroutine
+def in_context(context: contextvars.Context, call: Callable[..., Any], *args: Any) -> Any:
+    """Awaits ``call(*args)`` with every step of it run in ``context``.
+
+    It gives a call its own context variables for a fraction of what a task costs.
+    """
+    coro = context.run(call, *args)
+    send, throw = coro.send, coro.throw
+    try:
+        awaited = context.run(send, None)
+    except StopIteration as stop:
+        return stop.value
+    while True:
+        try:
+            value = yield awaited
+        except GeneratorExit:
+            context.run(coro.close)
+            raise
+        except BaseException as error:
+            step, argument = throw, error
+        else:
+            step, argument = send, value
+        try:
+            awaited = context.run(step, argument)
+        except StopIteration as stop:
+            return stop.value

@@ -1,0 +1,429 @@
+"""Envelopes: how an event's id, type, time and key travel beside its body, and how they are read again.
+
+The default is CloudEvents 1.0: binary mode where the transport has headers, structured JSON where it has none.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from dispytch._core.codec import Deserializer, JSONDeserializer, Serializer
+from dispytch._core.messages import Delivery, Features, Headers
+from dispytch.errors import DecodeError
+
+__all__ = [
+    "CURRENT",
+    "BareEnvelope",
+    "ClassicEnvelope",
+    "CloudEventsEnvelope",
+    "Envelope",
+    "Opened",
+    "Sealed",
+    "Sealing",
+]
+
+CURRENT: ContextVar[Opened] = ContextVar("dispytch_current_event")
+"""The event that is being handled; what is emitted meanwhile carries its trace and correlation."""
+
+TRAVELLING = ("traceparent", "tracestate", "correlationid")
+"""The attributes that go from an event that is handled to those emitted meanwhile."""
+
+_STRUCTURED = "application/cloudevents+json"
+_HEADERS = "dispytchheaders"
+_PREFIXES = ("ce_", "ce-", "cloudEvents_", "cloudEvents:")
+_JSON = JSONDeserializer()
+_UNSET: Any = object()
+
+
+class Opened:
+    """A delivery whose envelope is open: id, type and key are known, the body is still bytes.
+
+    Attributes:
+        delivery: The message as received.
+        id: The event's id.
+        type: Its type, or ``None``.
+        key: Its ordering key, or ``None``.
+        data: The bytes that hold the body; ``None`` for a null message.
+        nested: The member of ``data`` that is the body; ``None`` if all of it is.
+        codec: What decodes ``data``.
+        attributes: The envelope's attributes where they are not headers.
+    """
+
+    __slots__ = ("_decoded", "attributes", "codec", "data", "delivery", "id", "key", "nested", "time", "type")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        id: str,
+        type: str | None,
+        data: bytes | None,
+        codec: Deserializer,
+        *,
+        time: str | float | None = None,
+        key: bytes | None = None,
+        nested: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        decoded: Any = _UNSET,
+    ) -> None:
+        self.delivery = delivery
+        self.id = id
+        self.type = type
+        self.data = data
+        self.codec = codec
+        self.time = time
+        self.key = key
+        self.nested = nested
+        self.attributes = attributes
+        self._decoded = decoded
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the event was emitted, or when the broker took it, aware, UTC."""
+        try:
+            if isinstance(self.time, str):
+                moment = datetime.fromisoformat(self.time)
+                return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+            if self.time is not None:
+                return datetime.fromtimestamp(self.time, UTC)
+        except (ValueError, OverflowError, OSError):
+            pass  # a sender's odd clock is no reason to refuse the event
+        return datetime.fromtimestamp(self.delivery.timestamp_ms / 1000, UTC)
+
+    @property
+    def headers(self) -> Headers:
+        """The message's headers; where the transport has none, the envelope's attributes and the headers in it."""
+        if self.attributes is None:
+            return self.delivery.headers
+        found = [
+            (f"ce_{name}", str(value).encode())
+            for name, value in self.attributes.items()
+            if name not in ("data", "data_base64", _HEADERS) and not isinstance(value, dict | list)
+        ]
+        carried = self.attributes.get(_HEADERS)
+        if isinstance(carried, str):
+            try:
+                found += [(str(name), str(value).encode()) for name, value in from_json(carried)]
+            except (ValueError, TypeError):
+                pass  # somebody else's attribute of the same name: leave it out
+        return [*self.delivery.headers, *found]
+
+    def attribute(self, name: str) -> str | None:
+        """A CloudEvents attribute by name, wherever this envelope keeps it."""
+        if self.attributes is not None:
+            value = self.attributes.get(name)
+            return value if isinstance(value, str) else None
+        for header, raw in self.delivery.headers:
+            if header == name or (header[:2] in ("ce", "cl") and header in [prefix + name for prefix in _PREFIXES]):
+                return raw.decode("utf-8", "replace")
+        return None
+
+    def decoded(self) -> Any:
+        """The body as plain data, decoded once.
+
+        Raises:
+            DecodeError: the bytes are malformed.
+        """
+        if self._decoded is _UNSET:
+            if self.data is None:
+                self._decoded = None
+            else:
+                whole = decode(self.codec, self.data)
+                self._decoded = whole if self.nested is None else whole[self.nested]
+        return self._decoded
+
+
+def decode(codec: Deserializer, data: bytes) -> Any:
+    """Bytes to data, with a DecodeError that does not quote them."""
+    try:
+        return codec.deserialize(data)
+    except Exception as error:
+        problem = type(error).__name__
+    # Raised out of the except clause, so that the original, which may quote the payload, is not its context.
+    raise DecodeError(f"the {len(data)} bytes of the payload are not what {type(codec).__name__} reads ({problem})")
+
+
+class Sealing(NamedTuple):
+    """What is known of an event class when its envelope is compiled."""
+
+    type: str
+    source: str
+    serializer: Serializer
+    features: Features
+
+
+Sealed = tuple[Headers, bytes]
+Seal = Callable[[str, float, bytes | None, Any, Sequence[tuple[str, str]], Headers], Sealed]
+"""From id, time (seconds since the epoch), key, body, travelling attributes and own headers to headers and payload."""
+
+
+class Envelope(ABC):
+    """How the attributes of an event travel with its body."""
+
+    @abstractmethod
+    def sealer(self, sealing: Sealing) -> Seal:
+        """The function that wraps the events of one class; made once, called for each event."""
+
+    @abstractmethod
+    def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
+        """The function that opens the messages of one consumer; it raises DecodeError for what it cannot open."""
+
+
+class CloudEventsEnvelope(Envelope):
+    """CloudEvents 1.0, binary where there are headers, else structured JSON; also opens foreign bare payloads.
+
+    See the specification at cloudevents.io, with its Kafka and AMQP protocol bindings.
+    """
+
+    def sealer(self, sealing: Sealing) -> Seal:
+        return _binary(sealing) if sealing.features.headers else _structured(sealing)
+
+    def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
+        prefix = features.header_prefix
+        names = [prefix, *(other for other in _PREFIXES if other != prefix)]
+
+        def open_headers(delivery: Delivery) -> Opened:
+            headers = dict(delivery.headers)
+            for prefix in names:
+                if prefix + "specversion" in headers:
+                    raw_id = headers.get(prefix + "id")
+                    if not raw_id:
+                        raise DecodeError("the message has CloudEvents headers, but no id among them")
+                    raw_type = headers.get(prefix + "type")
+                    time = headers.get(prefix + "time")
+                    return Opened(
+                        delivery,
+                        raw_id.decode("utf-8", "backslashreplace"),
+                        None if raw_type is None else raw_type.decode("utf-8", "backslashreplace"),
+                        delivery.payload,
+                        codec,
+                        time=None if time is None else time.decode("utf-8", "replace"),
+                        key=delivery.key or headers.get(prefix + "partitionkey"),
+                    )
+            content_type = headers.get("content-type") or headers.get("content_type") or b""
+            if content_type.startswith(_STRUCTURED.encode()) and delivery.payload is not None:
+                document = decode(_JSON, delivery.payload)
+                if not _is_event(document):
+                    raise DecodeError("the message says that it is a CloudEvent, but lacks specversion, id or type")
+                return _open_structured(delivery, document, codec)
+            return _open_bare(delivery, codec)
+
+        def open_payload(delivery: Delivery) -> Opened:
+            payload = delivery.payload
+            if payload is not None and payload.lstrip()[:1] == b"{":
+                try:
+                    document = from_json(payload)
+                except ValueError:
+                    return _open_bare(delivery, codec)
+                if _is_event(document):
+                    return _open_structured(delivery, document, codec)
+            return _open_bare(delivery, codec)
+
+        return open_headers if features.headers else open_payload
+
+
+class BareEnvelope(Envelope):
+    """The payload alone, for systems that know no envelope.
+
+    Args:
+        type_field: The member of the payload that tells the event's type; without it events have no type.
+    """
+
+    def __init__(self, type_field: str | None = None) -> None:
+        self.type_field = type_field
+
+    def sealer(self, sealing: Sealing) -> Seal:
+        serialize, field = sealing.serializer.serialize, self.type_field
+        content_type = ("content-type", sealing.serializer.content_type.encode())
+        has_headers = sealing.features.headers
+
+        def seal(
+            id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
+        ) -> Sealed:
+            payload = serialize(body if field is None else {field: sealing.type, **_plain(body)})
+            if not has_headers:
+                return (), payload
+            return (content_type, *((name, value.encode()) for name, value in travelling), *own), payload
+
+        return seal
+
+    def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
+        field = self.type_field
+
+        def open_typed(delivery: Delivery) -> Opened:
+            if field is None or delivery.payload is None:
+                return _open_bare(delivery, codec)
+            data = decode(codec, delivery.payload)
+            kind = data.get(field) if isinstance(data, dict) else None
+            opened = _open_bare(delivery, codec, decoded=data)
+            opened.type = kind if isinstance(kind, str) else None
+            return opened
+
+        return open_typed
+
+
+class ClassicEnvelope(Envelope):
+    """The envelope of Dispytch before 1.0: one document with ``id``, ``type``, ``body`` and ``timestamp``."""
+
+    def sealer(self, sealing: Sealing) -> Seal:
+        serialize = sealing.serializer.serialize
+        content_type = ("content-type", sealing.serializer.content_type.encode())
+
+        def seal(
+            id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
+        ) -> Sealed:
+            payload = serialize({"id": id, "type": sealing.type, "body": body, "timestamp": int(time)})
+            if not sealing.features.headers:
+                return (), payload
+            return (content_type, *((name, value.encode()) for name, value in travelling), *own), payload
+
+        return seal
+
+    def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
+        def open_classic(delivery: Delivery) -> Opened:
+            if delivery.payload is None:
+                return _open_bare(delivery, codec)
+            document = decode(codec, delivery.payload)
+            if not isinstance(document, dict) or "body" not in document:
+                raise DecodeError("the payload is no classic envelope: it has no member 'body'")
+            id, kind, time = document.get("id"), document.get("type"), document.get("timestamp")
+            return Opened(
+                delivery,
+                str(id) if id else _foreign_id(delivery),
+                kind if isinstance(kind, str) else None,
+                delivery.payload,
+                codec,
+                time=time if isinstance(time, str | int | float) else None,
+                key=delivery.key,
+                nested="body",
+                decoded=document["body"],
+            )
+
+        return open_classic
+
+
+def _plain(body: Any) -> dict[str, Any]:
+    return body.model_dump(by_alias=True) if isinstance(body, BaseModel) else dict(body)
+
+
+def _foreign_id(delivery: Delivery) -> str:
+    return delivery.position or str(uuid4())
+
+
+def _open_bare(delivery: Delivery, codec: Deserializer, *, decoded: Any = _UNSET) -> Opened:
+    return Opened(delivery, _foreign_id(delivery), None, delivery.payload, codec, key=delivery.key, decoded=decoded)
+
+
+def _is_event(document: Any) -> bool:
+    return (
+        isinstance(document, dict)
+        and isinstance(document.get("specversion"), str)
+        and isinstance(document.get("id"), str)
+        and document["id"] != ""
+        and isinstance(document.get("type"), str)
+    )
+
+
+def _open_structured(delivery: Delivery, document: dict[str, Any], codec: Deserializer) -> Opened:
+    attributes = {name: value for name, value in document.items() if name not in ("data", "data_base64")}
+    time, key = document.get("time"), document.get("partitionkey")
+    opened = Opened(
+        delivery,
+        document["id"],
+        document["type"],
+        None,
+        codec,
+        time=time if isinstance(time, str) else None,
+        key=delivery.key or (key.encode() if isinstance(key, str) else None),
+        attributes=attributes,
+    )
+    encoded = document.get("data_base64")
+    if isinstance(encoded, str):
+        try:
+            opened.data = b64decode(encoded, validate=True)
+        except ValueError:
+            raise DecodeError("the CloudEvent's data_base64 is not base64") from None
+    elif "data" in document:
+        # The body is inside the JSON of the envelope, whatever the consumer's own codec is.
+        opened.data, opened.nested, opened.codec = delivery.payload, "data", _JSON
+        opened._decoded = document["data"]
+    return opened
+
+
+_last_second: tuple[int, str] = (-1, "")
+
+
+def _stamp(time: float) -> str:
+    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes.
+    global _last_second
+    second = int(time)
+    known, text = _last_second
+    if known != second:
+        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _last_second = (second, text)
+    return f"{text}.{int((time - second) * 1_000_000):06d}Z"
+
+
+def _binary(sealing: Sealing) -> Seal:
+    prefix, serialize = sealing.features.header_prefix, sealing.serializer.serialize
+    fixed = (
+        (prefix + "specversion", b"1.0"),
+        (prefix + "source", sealing.source.encode()),
+        (prefix + "type", sealing.type.encode()),
+        ("content-type", sealing.serializer.content_type.encode()),
+    )
+    id_name, time_name, key_name = prefix + "id", prefix + "time", prefix + "partitionkey"
+
+    def seal(
+        id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
+    ) -> Sealed:
+        headers = [*fixed, (id_name, id.encode()), (time_name, _stamp(time).encode())]
+        if key is not None:
+            headers.append((key_name, key))
+        for name, value in travelling:
+            headers.append((prefix + name, value.encode()))
+        if own:
+            headers.extend(own)
+        return headers, serialize(body)
+
+    return seal
+
+
+def _structured(sealing: Sealing) -> Seal:
+    serialize = sealing.serializer.serialize
+    content_type = sealing.serializer.content_type
+    is_json = content_type == "application/json"
+    fixed = json.dumps(
+        {
+            "specversion": "1.0",
+            "source": sealing.source,
+            "type": sealing.type,
+            "datacontenttype": content_type,
+        }
+    ).encode()[:-1]
+
+    def seal(
+        id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
+    ) -> Sealed:
+        varying: dict[str, str] = {"id": id, "time": _stamp(time)}
+        if key is not None:
+            varying["partitionkey"] = key.decode()
+        varying.update(travelling)
+        if own:
+            varying[_HEADERS] = json.dumps([(name, value.decode()) for name, value in own])
+        data = serialize(body)
+        name = b"data"
+        if not is_json:
+            name, data = b"data_base64", b'"' + b64encode(data) + b'"'
+        return (), b"".join((fixed, b", ", json.dumps(varying).encode()[1:-1], b', "', name, b'": ', data, b"}"))
+
+    return seal

@@ -1,0 +1,203 @@
+"""Registration: handlers, and the routers and groups that collect them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, TypeVar
+
+from dispytch._core.ack import AckPolicy
+from dispytch._core.context import Middleware
+from dispytch._core.events import EventBase, declaration
+from dispytch._core.params import caller_locals, callable_name
+from dispytch._core.patterns import Pattern
+from dispytch._core.plan import Plan, make_plan
+from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
+from dispytch.errors import ConfigurationError, RegistrationError
+
+__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router"]
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+DeadLetterTarget = str | EventRoute | EllipsisType | None
+"""A topic or route; ``...`` for the default one; ``None`` to log and acknowledge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A handler as it was registered.
+
+    ``outer`` is the middleware of the router that it came by, ``own`` that of its own decorator.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    plan: Plan
+    frame: Mapping[str, Any]
+    subscription: EventSubscription | EventRoute
+    event: str | None
+    consumer: Any
+    outer: tuple[Middleware, ...]
+    own: tuple[Middleware, ...]
+    ack_policy: AckPolicy | None
+    dead_letter: DeadLetterTarget
+    concurrency: int | None
+
+
+class Registry:
+    """What has a ``handler`` decorator: routers and dispatchers."""
+
+    def __init__(self, middlewares: Sequence[Middleware] = ()) -> None:
+        self.middlewares = check_middlewares(middlewares, type(self).__name__)
+        self.handlers: list[Handler] = []
+
+    def handler(
+        self,
+        subscription_or_event: EventSubscription | type[EventBase] | None = None,
+        *,
+        topic: str | None = None,
+        event: str | None = None,
+        consumer: Any = None,
+        middlewares: Sequence[Middleware] = (),
+        ack_policy: AckPolicy | None = None,
+        dead_letter: DeadLetterTarget = ...,
+        concurrency: int | None = None,
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Registers a function as a handler; the function itself stays as it is.
+
+        Args:
+            subscription_or_event: What it handles: a subscription, or an event class, whose route and type are taken.
+            topic: Instead of a subscription, a topic or pattern on every consumer of the dispatcher.
+            event: The event type that it handles; with ``None`` any.
+            consumer: The one consumer that it listens to; with ``None`` all that can serve the subscription.
+            middlewares: Middleware around this handler alone, the outermost first.
+            ack_policy: When its events are acknowledged; with ``None`` the dispatcher's policy.
+            dead_letter: Where its failures go: a topic or a route of the transport, ``None`` to log and acknowledge;
+                by default what the dispatcher says.
+            concurrency: How many events it may handle at once, within the dispatcher's own limit.
+
+        Raises:
+            RegistrationError: the handler cannot be called as it is declared.
+        """
+        frame = caller_locals(1)
+
+        def register(func: HandlerT) -> HandlerT:
+            self.handlers.append(
+                make_handler(
+                    func,
+                    frame,
+                    subscription_or_event,
+                    topic=topic,
+                    event=event,
+                    consumer=consumer,
+                    outer=self._outer(),
+                    own=middlewares,
+                    ack_policy=ack_policy,
+                    dead_letter=dead_letter,
+                    concurrency=concurrency,
+                )
+            )
+            return func
+
+        return register
+
+    def _outer(self) -> tuple[Middleware, ...]:
+        return self.middlewares
+
+
+class Router(Registry):
+    """A collection of handlers that a dispatcher takes with ``add_router``.
+
+    Args:
+        middlewares: Middleware around each of its handlers, the outermost first.
+    """
+
+
+def check_middlewares(middlewares: Sequence[Middleware], owner: str) -> tuple[Middleware, ...]:
+    for item in middlewares:
+        if not isinstance(item, Middleware):
+            hint = "; write it with parentheses" if isinstance(item, type) else ""
+            raise RegistrationError(f"{owner}: {item!r} is not a middleware instance{hint}")
+    return tuple(middlewares)
+
+
+def make_handler(
+    func: Callable[..., Any],
+    frame: Mapping[str, Any],
+    target: EventSubscription | type[EventBase] | None,
+    *,
+    topic: str | None,
+    event: str | None,
+    consumer: Any,
+    outer: tuple[Middleware, ...],
+    own: Sequence[Middleware],
+    ack_policy: AckPolicy | None,
+    dead_letter: DeadLetterTarget,
+    concurrency: int | None,
+) -> Handler:
+    if not callable(func):
+        raise RegistrationError(f"a handler must be callable, not {type(func).__name__}")
+    name = callable_name(func)
+    owner = f"handler {name}"
+    subscription, event_type = _subscription(target, topic, event, owner)
+    plan = make_plan(func, name, frame)
+    _check_params(plan, subscription, owner)
+    own = check_middlewares(own, owner)
+    if not plan.is_async:
+        for item in own:
+            if item.cancels:
+                raise RegistrationError(
+                    f"{owner} is a plain function, which runs in a thread and cannot be cancelled, so "
+                    f"{type(item).__name__} cannot work on it; make it async, or use time-outs of the calls inside it"
+                )
+    if ack_policy is not None and not isinstance(ack_policy, AckPolicy):
+        raise RegistrationError(f"{owner}: ack_policy must be a policy such as AckAfterProcessing(), not {ack_policy!r}")
+    if concurrency is not None and concurrency < 1:
+        raise RegistrationError(f"{owner}: concurrency must be at least 1, not {concurrency}")
+    return Handler(
+        func, name, plan, frame, subscription, event_type, consumer, outer, own, ack_policy, dead_letter, concurrency
+    )
+
+
+def _subscription(
+    target: EventSubscription | type[EventBase] | None, topic: str | None, event: str | None, owner: str
+) -> tuple[EventSubscription | EventRoute, str | None]:
+    if target is not None and topic is not None:
+        raise RegistrationError(f"{owner}: give a subscription or topic=, not both")
+    if isinstance(target, type) and issubclass(target, EventBase):
+        declared = declaration(target)
+        if declared.route is None:
+            raise RegistrationError(f"{owner}: event class {target.__qualname__} has no __topic__ or __route__ to listen to")
+        if isinstance(declared.route, PortableRoute):
+            return EventSubscription(declared.route.topic), event or declared.type
+        return declared.route, event or declared.type
+    if isinstance(target, EventSubscription):
+        return target, event or target.event
+    if target is not None:
+        raise RegistrationError(
+            f"{owner}: {target!r} is neither a subscription nor an event class; for a topic write topic={target!r}"
+            if isinstance(target, str)
+            else f"{owner}: {target!r} is neither a subscription nor an event class"
+        )
+    if topic is None:
+        raise RegistrationError(f"{owner}: say what it handles: a subscription, an event class, or topic=")
+    try:
+        Pattern.parse(topic)
+    except ConfigurationError as error:
+        raise RegistrationError(f"{owner}: {error}") from None
+    return EventSubscription(topic), event
+
+
+def _check_params(plan: Plan, subscription: EventSubscription | EventRoute, owner: str) -> None:
+    text = subscription.address if isinstance(subscription, EventRoute) else subscription.pattern
+    try:
+        names = Pattern.parse(text).names
+    except ConfigurationError as error:
+        raise RegistrationError(f"{owner}: {error}") from None
+    for _, need in plan.params:
+        if need.name not in names:
+            known = ", ".join(names) or "nothing"
+            raise RegistrationError(
+                f"{owner}: parameter {need.parameter!r} wants the segment {need.name!r}, but its pattern {text!r} captures "
+                f"{known}; write {{{need.name}}} in the pattern"
+            )

@@ -1,0 +1,62 @@
+"""What becomes of a failure: another try and when, or the end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dispytch.errors import DecodeError
+
+__all__ = ["Decision", "Redeliver", "Reject", "decide"]
+
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 30.0
+
+
+class Redeliver(Exception):
+    """Raised by a handler that wants the event again.
+
+    Args:
+        delay: Seconds until then; with ``None`` the usual back-off.
+    """
+
+    def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
+        super().__init__(reason)
+        self.delay = delay
+
+
+class Reject(Exception):
+    """Raised by a handler that will never be able to handle the event: it is dead-lettered without another try."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+
+
+class Decision(NamedTuple):
+    """``delay`` seconds until the next try, or ``None``: give up."""
+
+    delay: float | None
+
+
+_GIVE_UP = Decision(None)
+
+
+def decide(error: BaseException, failed: int, max_deliveries: int, at_most_once: bool, jitter: float) -> Decision:
+    """What to do about a failure that outlived the middleware.
+
+    Args:
+        failed: How many deliveries have failed, this one included.
+        max_deliveries: After how many to give up.
+        at_most_once: The event is already acknowledged, so only an explicit Redeliver brings it again.
+        jitter: A random number between 0 and 1, which spreads the delays over the upper half of the back-off.
+    """
+    if isinstance(error, DecodeError | Reject):
+        return _GIVE_UP
+    if failed >= max_deliveries:
+        return _GIVE_UP
+    if isinstance(error, Redeliver):
+        if error.delay is not None:
+            return Decision(error.delay)
+    elif at_most_once:
+        return _GIVE_UP
+    longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failed - 1, 20))
+    return Decision(longest * (0.5 + jitter / 2))

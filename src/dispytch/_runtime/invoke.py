@@ -1,0 +1,295 @@
+"""From a handler's plan to one function that calls it: dependencies, the handler, clean-up. Made once per handler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from pydantic import ValidationError
+
+from dispytch._core.context import EventHandlerContext, Middleware
+from dispytch._core.events import Event
+from dispytch._core.params import BodyNeed, ParamNeed
+from dispytch._core.plan import Kind, Plan, Step
+from dispytch.errors import DecodeError
+
+__all__ = ["CLEANUP_TIMEOUT", "Call", "make_call", "unwind_async", "wrap"]
+
+logger = logging.getLogger("dispytch")
+
+Call = Callable[[EventHandlerContext], Awaitable[Any]]
+Values = list[Any]
+
+CLEANUP_TIMEOUT = 30.0
+"""Seconds that the asynchronous clean-up of one handler call may take; cancellation cannot cut it shorter."""
+
+
+def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> Call:
+    """The function that makes one try of a handler.
+
+    Args:
+        app: The application's instances, by provider.
+        limiter: Bounds the worker threads of plain functions.
+    """
+    fill = _make_fill(plan, app)
+    if not plan.is_async:
+        return _make_thread_call(plan, fill, limiter)
+    func, args = plan.func, plan.args
+    if not plan.steps:
+        if len(args) == 1 and not plan.params and not plan.app:
+            return _make_simple_call(plan)
+
+        def call(ctx: EventHandlerContext) -> Awaitable[Any]:
+            values = fill(ctx)
+            return func(**{name: values[slot] for name, slot in args})  # type: ignore[no-any-return]  # the user's
+
+        return call
+    steps = plan.steps
+    if not any(step.cleans_up for step in steps):
+
+        async def call_with_values(ctx: EventHandlerContext) -> Any:
+            values = fill(ctx)
+            for step in steps:
+                made = step.call(**{name: values[slot] for name, slot in step.args}) if step.args else step.call()
+                values[step.slot] = await made if step.kind is Kind.AWAIT else made
+            return await func(**{name: values[slot] for name, slot in args})
+
+        return call_with_values
+
+    async def call_with_cleanup(ctx: EventHandlerContext) -> Any:
+        values = fill(ctx)
+        entered: list[tuple[Step, Any]] = []
+        try:
+            for step in steps:
+                await _take(step, values, entered)
+            result = await func(**{name: values[slot] for name, slot in args})
+        except BaseException as error:
+            await unwind_async(entered, error)
+            raise
+        await unwind_async(entered, None)
+        return result
+
+    return call_with_cleanup
+
+
+def _make_simple_call(plan: Plan) -> Call:
+    # A handler that takes the event and nothing else: the shape of most, and the one that must cost least.
+    func = plan.func
+    ((name, _),) = plan.args
+    if not plan.bodies:
+        raise AssertionError("a single argument that is neither a parameter, nor a step, is the event")
+    ((_, need),) = plan.bodies
+    read, wrapped = need.body.read, need.wrapped
+
+    def call(ctx: EventHandlerContext) -> Awaitable[Any]:
+        body = read(ctx._opened)
+        return func(**{name: Event(body, ctx) if wrapped else body})  # type: ignore[arg-type,no-any-return]  # ctx makes the meta
+
+    return call
+
+
+def _make_fill(plan: Plan, app: Mapping[Callable[..., Any], Any]) -> Callable[[EventHandlerContext], Values]:
+    template: Values = [None] * plan.slots
+    for slot, provider in plan.app:
+        template[slot] = app[provider]
+    bodies: Sequence[tuple[int, BodyNeed]] = plan.bodies
+    params: Sequence[tuple[int, ParamNeed]] = plan.params
+
+    def fill(ctx: EventHandlerContext) -> Values:
+        values = template.copy()
+        for slot, need in bodies:
+            body = need.body.read(ctx._opened)
+            values[slot] = Event(body, ctx) if need.wrapped else body  # type: ignore[arg-type]  # ctx makes the meta
+        for slot, param in params:
+            values[slot] = _read_param(param, ctx)
+        return values
+
+    return fill
+
+
+def _read_param(need: ParamNeed, ctx: EventHandlerContext) -> Any:
+    try:
+        return need.adapter.validate_strings(ctx.params[need.name])
+    except ValidationError as error:
+        kinds = ", ".join(sorted({detail["type"] for detail in error.errors()}))
+    raise DecodeError(
+        f"the segment {need.name!r} of the route does not fit parameter {need.parameter!r} of {ctx.handler} ({kinds})"
+    )
+
+
+async def _take(step: Step, values: Values, entered: list[tuple[Step, Any]]) -> None:
+    made = step.call(**{name: values[slot] for name, slot in step.args})
+    if step.kind is Kind.AWAIT:
+        made = await made
+    elif step.kind is Kind.ENTER:
+        manager, made = made, made.__enter__()
+        entered.append((step, manager))
+    elif step.kind is Kind.ENTER_ASYNC:
+        manager, made = made, await made.__aenter__()
+        entered.append((step, manager))
+    values[step.slot] = made
+
+
+def _take_plain(steps: Sequence[Step], values: Values, entered: list[tuple[Step, Any]]) -> None:
+    for step in steps:
+        made = step.call(**{name: values[slot] for name, slot in step.args})
+        if step.kind is Kind.ENTER:
+            manager, made = made, made.__enter__()
+            entered.append((step, manager))
+        values[step.slot] = made
+
+
+def unwind(entered: list[tuple[Step, Any]], error: BaseException | None) -> None:
+    """Exits what was entered, the last first; each sees ``error``, or what an earlier exit made of it.
+
+    An exit cannot make a failure a success: it cleans up, and the event must not be acknowledged for it.
+
+    Raises:
+        BaseException: what an exit raised in place of ``error``, or where there was none.
+    """
+    current = error
+    while entered:
+        step, manager = entered.pop()
+        try:
+            manager.__exit__(type(current) if current is not None else None, current, _traceback(current))
+        except BaseException as raised:
+            current = raised
+    if current is not None and current is not error:
+        raise current
+
+
+async def unwind_async(
+    entered: list[tuple[Step, Any]], error: BaseException | None, timeout: float = CLEANUP_TIMEOUT
+) -> None:
+    """The same where some exits are asynchronous; they cannot be cancelled, but have ``timeout`` seconds in all."""
+    if not any(step.kind is Kind.ENTER_ASYNC for step, _ in entered):
+        unwind(entered, error)
+        return
+    current = error
+    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout) as scope:
+        while entered:
+            step, manager = entered.pop()
+            kind, traceback = type(current) if current is not None else None, _traceback(current)
+            try:
+                if step.kind is Kind.ENTER_ASYNC:
+                    await manager.__aexit__(kind, current, traceback)
+                else:
+                    manager.__exit__(kind, current, traceback)
+            except anyio.get_cancelled_exc_class() as raised:
+                if not scope.cancel_called:
+                    current = raised
+                    continue
+                logger.error("The clean-up of dependency %s took over %g s and was cut off.", step.name, timeout)
+                current = current or TimeoutError(f"the clean-up of dependency {step.name} took over {timeout:g} s")
+            except BaseException as raised:
+                current = raised
+    if current is not None and current is not error:
+        raise current
+
+
+def _traceback(error: BaseException | None) -> Any:
+    return None if error is None else error.__traceback__
+
+
+def _make_thread_call(
+    plan: Plan, fill: Callable[[EventHandlerContext], Values], limiter: anyio.CapacityLimiter
+) -> Call:
+    before, inside = _split(plan.steps)
+    func, args = plan.func, plan.args
+    needs_no_unwinding = not any(step.cleans_up for step in inside)
+
+    def in_thread(values: Values) -> Any:
+        if needs_no_unwinding:
+            _take_plain(inside, values, [])
+            return func(**{name: values[slot] for name, slot in args})
+        entered: list[tuple[Step, Any]] = []
+        try:
+            _take_plain(inside, values, entered)
+            result = func(**{name: values[slot] for name, slot in args})
+        except BaseException as error:
+            unwind(entered, error)
+            raise
+        unwind(entered, None)
+        return result
+
+    if not before:
+
+        async def call(ctx: EventHandlerContext) -> Any:
+            values = fill(ctx)
+            return await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
+
+        return call
+
+    async def call_after(ctx: EventHandlerContext) -> Any:
+        values = fill(ctx)
+        entered: list[tuple[Step, Any]] = []
+        try:
+            for step in before:
+                if step.is_async:
+                    await _take(step, values, entered)
+                else:
+                    plain: list[tuple[Step, Any]] = []
+                    await anyio.to_thread.run_sync(_take_plain, [step], values, plain, limiter=limiter)
+                    entered += [
+                        (replace(step, kind=Kind.ENTER_ASYNC), _ExitInThread(manager, limiter)) for _, manager in plain
+                    ]
+            result = await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
+        except BaseException as error:
+            await unwind_async(entered, error)
+            raise
+        await unwind_async(entered, None)
+        return result
+
+    return call_after
+
+
+class _ExitInThread:
+    """A context manager that was entered in a worker thread, and is exited in one."""
+
+    def __init__(self, manager: Any, limiter: anyio.CapacityLimiter) -> None:
+        self._manager = manager
+        self._limiter = limiter
+
+    async def __aexit__(self, *details: Any) -> None:
+        await anyio.to_thread.run_sync(self._manager.__exit__, *details, limiter=self._limiter)
+
+
+def _split(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """What must be done before a thread is entered (asynchronous providers and what they need), and what in it."""
+    needed: set[int] = set()
+    for step in reversed(steps):
+        if step.is_async or step.slot in needed:
+            needed.update(slot for _, slot in step.args)
+            needed.add(step.slot)
+    return [step for step in steps if step.slot in needed], [step for step in steps if step.slot not in needed]
+
+
+def wrap(call: Call, middlewares: Sequence[Middleware]) -> Call:
+    """The handler's call with its middleware around it, the first one outermost."""
+    if not middlewares:
+        return call
+
+    async def counted(ctx: EventHandlerContext) -> Any:
+        try:
+            return await call(ctx)
+        except Exception:
+            ctx.failures += 1
+            raise
+
+    wrapped: Call = counted
+    for middleware in reversed(middlewares):
+        wrapped = _around(middleware, wrapped)
+    return wrapped
+
+
+def _around(middleware: Middleware, inner: Call) -> Call:
+    dispatch = middleware.dispatch
+
+    def call(ctx: EventHandlerContext) -> Awaitable[Any]:
+        return dispatch(ctx, inner)
+
+    return call

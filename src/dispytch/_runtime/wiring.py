@@ -1,0 +1,268 @@
+"""From registered handlers and consumers to what runs: bound handlers, matchers, subscriptions. All checks are here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
+
+import anyio
+
+from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy
+from dispytch._core.context import Middleware
+from dispytch._core.deadletters import dead_letter_topic
+from dispytch._core.envelope import Envelope, Opened
+from dispytch._core.handlers import DeadLetterTarget, Handler
+from dispytch._core.lanes import Limit
+from dispytch._core.patterns import Matcher, Pattern
+from dispytch._core.plan import Plan, make_app_plan, make_plan
+from dispytch._runtime.app_scope import AppScope
+from dispytch._runtime.invoke import CLEANUP_TIMEOUT, Call, make_call, wrap
+from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
+from dispytch.errors import ConfigurationError, RegistrationError
+
+__all__ = ["Bound", "Options", "Route", "Wired", "wire"]
+
+logger = logging.getLogger("dispytch")
+
+_MOST_CACHED = 4096
+Overrides = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a dispatcher was told, as far as wiring needs it."""
+
+    deserializer: Deserializer
+    envelope: Envelope
+    delimiter: str | None
+    middlewares: tuple[Middleware, ...]
+    ack_policy: AckPolicy | None
+    ack_policies: Mapping[EventSubscription | EventRoute, AckPolicy]
+    dead_letter: DeadLetterTarget
+    overrides: Overrides
+
+
+class Bound:
+    """A handler on one consumer, ready to be called."""
+
+    __slots__ = ("accepts_null", "ack_first", "call", "dead_letter", "event", "handler", "limits", "name", "pattern")
+
+    def __init__(
+        self, handler: Handler, plan: Plan, pattern: Pattern, ack_first: bool, dead_letter: EventRoute | None, limit: Limit | None
+    ) -> None:
+        self.handler = handler
+        self.name = handler.name
+        self.event = handler.event
+        self.pattern = pattern
+        self.ack_first = ack_first
+        self.dead_letter = dead_letter
+        self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
+        self.accepts_null = all(need.body.accepts_null for _, need in plan.bodies)
+        self.call: Call
+
+
+Match = tuple[Bound, Mapping[str, str]]
+
+
+class Route:
+    """The handlers of one address and type, with what the address captured."""
+
+    __slots__ = ("ack_first", "limits", "matches")
+
+    def __init__(self, matches: Sequence[Match]) -> None:
+        self.matches = matches
+        self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound, _ in matches for limit in bound.limits))
+        self.ack_first = bool(matches) and matches[0][0].ack_first
+
+
+class Wired:
+    """One consumer with its handlers."""
+
+    def __init__(self, consumer: Consumer, bound: Sequence[Bound], subscriptions: Sequence[Subscription], options: Options) -> None:
+        self.consumer = consumer
+        self.bound = bound
+        self.subscriptions = subscriptions
+        self.open: Callable[[Delivery], Opened] = options.envelope.opener(options.deserializer, consumer.features)
+        self.default_dead_letter: EventRoute | None = None
+        self._matchers: dict[str | None, Matcher[Bound]] = {}
+        for item in bound:
+            self._matchers.setdefault(item.pattern.delimiter, Matcher()).add(item.pattern, item)
+        self._order = {id(item): number for number, item in enumerate(bound)}
+        self._by_source: dict[str, list[Match]] = {}
+        self._routes: dict[tuple[str, str | None], Route] = {}
+
+    def matches(self, source: str) -> list[Match]:
+        """The handlers whose pattern matches an address, whatever the type, in order of registration."""
+        found = self._by_source.get(source)
+        if found is None:
+            found = [match for matcher in self._matchers.values() for match in matcher.match(source)]
+            found.sort(key=lambda match: self._order[id(match[0])])
+            if len(self._by_source) >= _MOST_CACHED:
+                self._by_source.clear()  # addresses may be without number: start over rather than grow
+            self._by_source[source] = found
+        return found
+
+    def route(self, source: str, type: str | None) -> Route:
+        """The handlers for an address and an event type."""
+        route = self._routes.get((source, type))
+        if route is None:
+            route = Route([match for match in self.matches(source) if match[0].event in (None, type)])
+            if len(self._routes) >= _MOST_CACHED:
+                self._routes.clear()
+            self._routes[source, type] = route
+        return route
+
+
+def wire(
+    handlers: Sequence[Handler], consumers: Sequence[Consumer], options: Options
+) -> tuple[list[Wired], AppScope, Callable[[Mapping[Callable[..., Any], Any], anyio.CapacityLimiter], None]]:
+    """Checks everything that can be checked without I/O, and compiles it.
+
+    Returns:
+        The consumers with their handlers; the application's scope; and what finishes the handlers once the scope is
+        entered.
+
+    Raises:
+        RegistrationError: a handler cannot be served as it is declared.
+    """
+    if not handlers:
+        raise ConfigurationError("no handler is registered, so nothing would be consumed; register one, or add its router")
+    plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
+    limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
+    served: set[int] = set()
+    wired = [
+        _wire_consumer(consumer, handlers, plans, limits, options, served, several=len(consumers) > 1)
+        for consumer in consumers
+    ]
+    for handler in handlers:
+        if id(handler) not in served:
+            if handler.consumer is not None and handler.consumer not in consumers:
+                raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
+            kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
+            raise RegistrationError(
+                f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; use "
+                "topic=, or add a consumer of that transport"
+            )
+    frame: dict[str, Any] = {}
+    for handler in handlers:
+        frame.update(handler.frame)
+    app = list(dict.fromkeys(provider for plan in plans.values() for _, provider in plan.app))
+    scope = AppScope(make_app_plan(app, options.overrides, frame), CLEANUP_TIMEOUT)
+
+    def finish(values: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> None:
+        calls = {
+            id(item): wrap(make_call(plans[id(item)], values, limiter), _middlewares(item, plans[id(item)], options))
+            for item in handlers
+        }
+        for one in wired:
+            for bound in one.bound:
+                bound.call = calls[id(bound.handler)]
+
+    return wired, scope, finish
+
+
+def _middlewares(handler: Handler, plan: Plan, options: Options) -> list[Middleware]:
+    found = [*options.middlewares, *handler.outer, *handler.own]
+    if plan.is_async:
+        return found
+    for item in found:
+        if item.cancels:
+            logger.warning(
+                "%s is left out for handler %s: a plain function runs in a thread, which cannot be cancelled.",
+                type(item).__name__,
+                handler.name,
+            )
+    return [item for item in found if not item.cancels]
+
+
+def _wire_consumer(
+    consumer: Consumer,
+    handlers: Sequence[Handler],
+    plans: Mapping[int, Plan],
+    limits: Mapping[int, Limit],
+    options: Options,
+    served: set[int],
+    *,
+    several: bool,
+) -> Wired:
+    bound: list[Bound] = []
+    subscriptions: dict[tuple[str, Any], Subscription] = {}
+    for handler in handlers:
+        if handler.consumer is not None and handler.consumer is not consumer:
+            continue
+        owner = f"handler {handler.name}"
+        try:
+            declared = consumer.subscription_for(handler.subscription)
+            if declared is None:
+                continue
+            is_route = isinstance(declared, EventRoute)
+            text = declared.address if isinstance(declared, EventRoute) else declared.pattern
+            delimiter = declared.delimiter if is_route and declared.delimiter is not None else options.delimiter
+            pattern = Pattern.parse(text, delimiter)
+        except ConfigurationError as error:
+            raise RegistrationError(f"{owner}: {error}") from error
+        served.add(id(handler))
+        policy = _policy(handler, consumer, options, owner)
+        dead_letter = _dead_letter(handler.dead_letter, consumer, pattern, options, owner)
+        item = Bound(
+            handler,
+            plans[id(handler)],
+            pattern,
+            isinstance(policy, AckBeforeProcessing),
+            dead_letter,
+            limits.get(id(handler)),
+        )
+        for other in bound:
+            if other.ack_first != item.ack_first and other.pattern.overlaps(pattern):
+                raise RegistrationError(
+                    f"{owner} and handler {other.name} can receive the same event ({pattern.source!r} and "
+                    f"{other.pattern.source!r}), but acknowledge it at different times; give both the same ack_policy"
+                )
+        bound.append(item)
+        known = subscriptions.get((pattern.source, declared))
+        letters = () if known is None else known.dead_letters
+        if dead_letter is not None and dead_letter not in letters:
+            letters = (*letters, dead_letter)
+        subscriptions[pattern.source, declared] = Subscription(pattern, declared, letters)
+    if not bound:
+        raise RegistrationError(
+            f"no handler is for the consumer {type(consumer).__name__}"
+            + ("; leave it out, or register a handler for its transport" if several else "; register one for its transport")
+        )
+    return Wired(consumer, bound, tuple(subscriptions.values()), options)
+
+
+def _policy(handler: Handler, consumer: Consumer, options: Options, owner: str) -> AckPolicy:
+    policy = handler.ack_policy or options.ack_policies.get(handler.subscription) or options.ack_policy
+    if policy is None:
+        return AckAfterProcessing() if consumer.features.acknowledges else AckBeforeProcessing()
+    if not consumer.features.acknowledges and not isinstance(policy, AckBeforeProcessing):
+        raise RegistrationError(
+            f"{owner}: {policy!r} needs acknowledgements, but {type(consumer).__name__} has none: its broker forgets a "
+            "message as soon as it is sent; leave the policy out, or use a transport that keeps messages"
+        )
+    return policy
+
+
+def _dead_letter(
+    target: DeadLetterTarget, consumer: Consumer, pattern: Pattern, options: Options, owner: str
+) -> EventRoute | None:
+    if isinstance(target, EllipsisType):
+        target = options.dead_letter
+    if target is None:
+        return None
+    if isinstance(target, EllipsisType):
+        if not consumer.features.acknowledges:
+            return None  # what nobody can take back needs no place to wait in
+        return consumer.dead_letter_route(dead_letter_topic(pattern.source, pattern.is_literal, consumer.group_id))
+    example = consumer.dead_letter_route("example")
+    if isinstance(target, str):
+        route = consumer.dead_letter_route(target) if target else None
+    else:
+        route = target if type(target) is type(example) else None
+    if route is None:
+        raise RegistrationError(f"{owner}: {type(consumer).__name__} cannot write dead letters to {target!r}")
+    return route
