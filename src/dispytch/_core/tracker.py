@@ -1,0 +1,87 @@
+"""Which positions may be acknowledged: the prefix that is complete, however the completions were ordered."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["Tracker"]
+
+
+class Tracker:
+    """Tracks the completion of positions (offsets, delivery tags), which increase but need not be consecutive.
+
+    Every operation takes constant time, amortised, except that ``behind`` sorts what it returns.
+    """
+
+    __slots__ = ("_behind", "_last", "_open", "_order", "_reached")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, including progress that ``advance`` has not returned: the assignment was lost.
+
+        Positions may start anywhere afterwards. An acknowledgement from before is not told from one after, where a
+        position is received again; use a new tracker for each assignment where that can be.
+        """
+        self._last: int | None = None
+        self._reached: int | None = None
+        # In order of receipt, beginning with the oldest incomplete position.
+        self._order: deque[int] = deque()
+        self._open: set[int] = set()
+        self._behind: set[int] = set()
+
+    def add(self, position: int) -> None:
+        """Receive a position; ``ValueError`` if it is not greater than the one before."""
+        if self._last is not None and position <= self._last:
+            raise ValueError(f"position {position} was received after {self._last}")
+        self._last = position
+        self._order.append(position)
+        self._open.add(position)
+
+    def done(self, position: int) -> bool:
+        """Mark a position complete; False if it is unknown or was complete already, which is no error."""
+        if position not in self._open:
+            return False
+        self._open.remove(position)
+        order = self._order
+        if position != order[0]:
+            self._behind.add(position)
+            return True
+        while order and order[0] not in self._open:
+            self._reached = order.popleft()
+            self._behind.discard(self._reached)
+        return True
+
+    def advance(self) -> int | None:
+        """Return the last position of the complete prefix, or None if it has not grown since the last call.
+
+        That position and all received before it are complete.
+        """
+        reached, self._reached = self._reached, None
+        return reached
+
+    def behind(self) -> list[int]:
+        """Return, ascending, the positions that are complete behind an incomplete one; each only once, ever.
+
+        This is for transports that can acknowledge singly. It changes nothing else: ``advance`` covers these positions
+        too, once the gap before them has closed, and can return one of them. Mind brokers that refuse to have a
+        position acknowledged twice: RabbitMQ does, even where it is the end of a range (``multiple``).
+        """
+        positions = sorted(self._behind)
+        self._behind.clear()
+        return positions
+
+    @property
+    def pending(self) -> int:
+        """How many positions were received and are not complete."""
+        return len(self._open)
+
+    @property
+    def oldest(self) -> int | None:
+        """The oldest incomplete position, or None if all are complete."""
+        return self._order[0] if self._order else None
+
+    def __len__(self) -> int:
+        """How many positions are held in memory: the oldest incomplete one and all received after it."""
+        return len(self._order)

@@ -1,0 +1,242 @@
+"""The contiguous-completion tracker, against a naive model."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispytch._core.tracker import Tracker
+
+
+def test_prefix_advances_as_gaps_close() -> None:
+    tracker = Tracker()
+    for position in (3, 4, 9, 10):
+        tracker.add(position)
+    assert tracker.advance() is None
+    assert tracker.done(4)
+    assert tracker.advance() is None
+    assert tracker.done(3)
+    assert tracker.advance() == 4
+    assert tracker.advance() is None
+    assert (tracker.oldest, tracker.pending, len(tracker)) == (9, 2, 2)
+    assert tracker.done(10)
+    assert (tracker.oldest, tracker.pending, len(tracker)) == (9, 1, 2)
+    assert tracker.done(9)
+    assert (tracker.oldest, tracker.pending, len(tracker)) == (None, 0, 0)
+    assert tracker.advance() == 10
+
+
+def test_stale_acknowledgement_is_no_error() -> None:
+    tracker = Tracker()
+    assert not tracker.done(1)
+    tracker.add(1)
+    tracker.add(2)
+    assert not tracker.done(0)
+    assert tracker.done(2)
+    assert not tracker.done(2)
+    assert tracker.done(1)
+    assert not tracker.done(1)
+
+
+def test_positions_must_increase() -> None:
+    tracker = Tracker()
+    tracker.add(5)
+    for position in (5, 4, -1):
+        with pytest.raises(ValueError, match="after 5"):
+            tracker.add(position)
+    tracker.done(5)
+    with pytest.raises(ValueError, match="after 5"):
+        tracker.add(5)
+    tracker.add(6)
+    assert (tracker.oldest, tracker.advance()) == (6, 5)
+
+
+def test_positions_may_begin_at_zero() -> None:
+    tracker = Tracker()
+    tracker.add(0)
+    assert tracker.oldest == 0
+    tracker.done(0)
+    assert tracker.advance() == 0
+    with pytest.raises(ValueError, match="after 0"):
+        tracker.add(0)
+
+
+def test_behind_returns_each_position_once_and_advance_covers_it() -> None:
+    tracker = Tracker()
+    for position in range(1, 7):
+        tracker.add(position)
+    for position in (6, 2, 4):
+        tracker.done(position)
+    assert tracker.behind() == [2, 4, 6]
+    assert tracker.behind() == []
+    tracker.done(3)
+    tracker.done(1)
+    assert tracker.behind() == []  # 3 is in the prefix by now
+    assert tracker.advance() == 4
+    tracker.done(5)
+    assert tracker.advance() == 6
+
+
+def test_clear_forgets_progress_too() -> None:
+    tracker = Tracker()
+    for position in (7, 8, 9):
+        tracker.add(position)
+    tracker.done(7)
+    tracker.done(9)
+    tracker.clear()
+    assert (tracker.advance(), tracker.behind(), tracker.oldest, tracker.pending, len(tracker)) == (
+        None,
+        [],
+        None,
+        0,
+        0,
+    )
+    assert not tracker.done(8)
+    tracker.add(2)
+    assert tracker.oldest == 2
+
+
+class Model:
+    """All positions ever received, in order, and which of them are complete."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.complete: set[int] = set()
+        self.advanced = 0
+        self.returned: set[int] = set()
+
+    def prefix(self) -> list[int]:
+        incomplete = [n for n, position in enumerate(self.received) if position not in self.complete]
+        return self.received[: incomplete[0]] if incomplete else self.received
+
+    def advance(self) -> int | None:
+        prefix = self.prefix()
+        before, self.advanced = self.advanced, len(prefix)
+        return prefix[-1] if len(prefix) > before else None
+
+    def behind(self) -> list[int]:
+        found = sorted(self.complete - set(self.prefix()) - self.returned)
+        self.returned.update(found)
+        return found
+
+
+operations = st.one_of(
+    st.tuples(st.just("add"), st.integers(-1, 3)),
+    st.tuples(st.just("done"), st.integers(0, 12)),
+    st.tuples(st.just("done"), st.integers(0, 12)),
+    st.tuples(st.just("oldest"), st.just(0)),
+    st.tuples(st.sampled_from(["advance", "behind", "clear"]), st.integers(0, 9)),
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(operations, max_size=60))
+def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
+    tracker, model = Tracker(), Model()
+    reached: int | None = None
+    for name, number in steps:
+        open_positions = [position for position in model.received if position not in model.complete]
+        if name == "add":
+            position = (model.received[-1] if model.received else 0) + number
+            if model.received and number <= 0:
+                with pytest.raises(ValueError, match="received after"):
+                    tracker.add(position)
+            else:
+                tracker.add(position)
+                model.received.append(position)
+        elif name == "done":  # one that is open if there are so many, else any number
+            position = open_positions[number] if number < len(open_positions) else number
+            assert tracker.done(position) == (position in open_positions)
+            if position in open_positions:
+                model.complete.add(position)
+        elif name == "oldest":  # completes it, or else gaps would close too rarely
+            if open_positions:
+                assert tracker.done(open_positions[0])
+                model.complete.add(open_positions[0])
+        elif name == "advance":
+            advanced = tracker.advance()
+            assert advanced == model.advance()
+            if advanced is not None:
+                assert reached is None or advanced > reached
+                assert all(position in model.complete for position in model.received if position <= advanced)
+                reached = advanced
+        elif name == "behind":
+            assert tracker.behind() == model.behind()
+        elif number == 0:  # clear, but rarely
+            tracker.clear()
+            model, reached = Model(), None
+        open_positions = [position for position in model.received if position not in model.complete]
+        assert tracker.pending == len(open_positions)
+        assert tracker.oldest == (open_positions[0] if open_positions else None)
+        assert len(tracker) == len(model.received) - len(model.prefix())
+
+    for position in model.received:
+        tracker.done(position)
+        model.complete.add(position)
+    assert tracker.advance() == model.advance()
+    assert tracker.behind() == []
+    assert (tracker.oldest, tracker.pending, len(tracker)) == (None, 0, 0)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
+def test_everything_completed_is_acknowledged(order: list[int], looks: set[int]) -> None:
+    """Whatever the order of completion, and however often one asks, the range and the single ones cover all."""
+    tracker = Tracker()
+    for position in range(12):
+        tracker.add(position)
+    covered: set[int] = set()
+    for n, position in enumerate(order):
+        tracker.done(position)
+        if n in looks:
+            singly = tracker.behind()
+            assert not covered & set(singly)
+            covered.update(singly)
+            if (reached := tracker.advance()) is not None:
+                covered.update(range(reached + 1))
+        assert covered <= set(order[: n + 1])
+    if (reached := tracker.advance()) is not None:
+        covered.update(range(reached + 1))
+    assert covered == set(range(12))
+
+
+def cost(order: list[int]) -> int:
+    """Count the lines that run while positions are received, completed in the given order, and acknowledged."""
+    tracker, count = Tracker(), 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        if frame.f_globals["__name__"] != Tracker.__module__:
+            return None
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for position in range(len(order)):
+            tracker.add(position)
+        for position in order:
+            tracker.done(position)
+            tracker.advance()
+    finally:
+        sys.settrace(before)
+    assert len(tracker) == 0
+    assert count > len(order)
+    return count
+
+
+def shuffled(size: int) -> list[int]:
+    return random.Random(size).sample(range(size), size)
+
+
+@pytest.mark.parametrize("order", [lambda n: list(range(n)), lambda n: list(range(n))[::-1], shuffled])
+def test_cost_is_linear(order: Callable[[int], list[int]]) -> None:
+    assert cost(order(2000)) < 2.2 * cost(order(1000))
