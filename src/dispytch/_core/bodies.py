@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError, create_model
-from pydantic_core import ErrorDetails, list_all_errors
+from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ErrorType
 
 from dispytch._core.codec import Deserializer
 from dispytch._core.envelope import Opened
@@ -16,7 +17,7 @@ __all__ = ["BodyType"]
 
 # Errors whose text quotes the input, or is the text of a validator of the user's, are named by their type alone.
 _QUOTING = {"value_error", "assertion_error", "union_tag_invalid"}
-_KNOWN = {error["type"] for error in list_all_errors()} - _QUOTING
+_KNOWN = set(get_args(ErrorType)) - _QUOTING
 _MOST_SHOWN = 5
 
 

@@ -16,7 +16,7 @@ from dispytch._core.plan import Plan, make_plan
 from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
 from dispytch.errors import ConfigurationError, RegistrationError
 
-__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router"]
+__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router", "check_middlewares", "make_handler"]
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DeadLetterTarget = str | EventRoute | EllipsisType | None

@@ -8,6 +8,7 @@ Separators are significant: ``a.b`` does not match ``a:b``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -91,6 +92,29 @@ class Pattern:
                     source, f"{{{name}}} occurs twice", "name each placeholder differently, or write '*' for one"
                 )
         return cls(source, delimiter, tuple(tokens), names, all(token.kind == "literal" for token in tokens))
+
+    def overlaps(self, other: Pattern) -> bool:
+        """Whether some address may match both; separators are not looked at, so that it errs on the side of yes."""
+        rows: dict[tuple[int, int], bool] = {}
+
+        def meet(i: int, j: int) -> bool:
+            if (i, j) not in rows:
+                rows[i, j] = _meet(self.tokens[i:], other.tokens[j:], lambda di, dj: meet(i + di, j + dj))
+            return rows[i, j]
+
+        return meet(0, 0)
+
+
+def _meet(left: tuple[Token, ...], right: tuple[Token, ...], rest: Callable[[int, int], bool]) -> bool:
+    if left and left[0].kind == "many":
+        return rest(1, 0) or (bool(right) and rest(0, 1))
+    if right and right[0].kind == "many":
+        return rest(0, 1) or (bool(left) and rest(1, 0))
+    if not left or not right:
+        return not left and not right
+    if left[0].kind == right[0].kind == "literal" and left[0].text != right[0].text:
+        return False
+    return rest(1, 1)
 
 
 def _token(source: str, separator: str, segment: str) -> Token:

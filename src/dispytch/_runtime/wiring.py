@@ -89,7 +89,8 @@ class Wired:
         self.default_dead_letter: EventRoute | None = None
         self._matchers: dict[str | None, Matcher[Bound]] = {}
         for item in bound:
-            self._matchers.setdefault(item.pattern.delimiter, Matcher()).add(item.pattern, item)
+            delimiter = item.pattern.delimiter
+            self._matchers.setdefault(delimiter, Matcher(delimiter)).add(item.pattern, item)
         self._order = {id(item): number for number, item in enumerate(bound)}
         self._by_source: dict[str, list[Match]] = {}
         self._routes: dict[tuple[str, str | None], Route] = {}

@@ -1,0 +1,415 @@
+"""The dispatcher: what users register handlers on, start and stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from dispytch._bridge import in_event_loop
+from dispytch._core.ack import AckPolicy
+from dispytch._core.context import Middleware
+from dispytch._core.envelope import CloudEventsEnvelope, Envelope
+from dispytch._core.events import EventBase, declaration
+from dispytch._core.handlers import DeadLetterTarget, Handler, Registry, Router
+from dispytch._core.patterns import segments
+from dispytch._core.routes import PortableRoute
+from dispytch._runtime.groups import HandlerGroup
+from dispytch._runtime.session import Session, Tuning
+from dispytch._runtime.wiring import Options, wire
+from dispytch.abc import Consumer, Deserializer, EventRoute, EventSubscription
+from dispytch.errors import ConfigurationError, MissingExtraError
+from dispytch.serialization import JSONDeserializer
+
+__all__ = ["EventDispatcher", "EventListener", "Health", "Lifespan"]
+
+logger = logging.getLogger("dispytch")
+
+Lifespan = Callable[["EventDispatcher"], AbstractAsyncContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a dispatcher is doing.
+
+    Attributes:
+        state: Where in its life it is.
+        connected: Whether every consumer has its connection.
+        in_flight: Events that are being handled, back-offs included.
+        queued: Events that were received and wait for their turn.
+        oldest_in_flight: For how many seconds the oldest event in flight has been handled.
+        unsettled: Events received and not yet acknowledged or handed back.
+        handled: Events that were done with since the start.
+        failed: Tries that failed.
+        redelivered: Tries after a failed one.
+        dead_lettered: Dead letters.
+        unhandled: Events that no handler took.
+        skipped_null: Null messages that no handler takes.
+    """
+
+    state: Literal["stopped", "starting", "running", "draining"]
+    connected: bool = False
+    in_flight: int = 0
+    queued: int = 0
+    oldest_in_flight: float | None = None
+    unsettled: int = 0
+    handled: int = 0
+    failed: int = 0
+    redelivered: int = 0
+    dead_lettered: int = 0
+    unhandled: int = 0
+    skipped_null: int = 0
+
+
+class EventDispatcher(Registry):
+    """Receives from consumers, and calls the handlers that are registered on it or on its routers.
+
+    Args:
+        consumers: Where events come from.
+        deserializer: The codec of the bodies; JSON by default.
+        route_delimiter: What separates segments of topics; by default any of ``.``, ``:`` and ``/``.
+        middlewares: Middleware around every handler, the outermost first.
+        default_ack_policy: When events are acknowledged; by default the strongest that each transport has.
+        concurrency: How many events may be handled at once, over all consumers.
+        ordering: ``"key"``: one event of a key at a time, in order; ``"partition"``: one of a partition; ``"none"``.
+        max_deliveries: After how many failed deliveries an event is given up.
+        dead_letter: Where events that are given up go: a topic or a route, ``None`` to log and acknowledge; by default
+            a topic of their own, named after the source and the group.
+        drain_timeout: Seconds that a stop gives to the events in flight.
+        on_lifespan: A function from the dispatcher to an async context manager that is entered before anything else
+            starts, and exited last.
+        on_unhandled: What becomes of events that no handler takes: ``"ack"`` or ``"dead_letter"``.
+        dependency_overrides: Providers to call in place of others; may be changed until the start.
+        envelope: How events are wrapped; by default CloudEvents, which takes foreign bare payloads too.
+
+    Raises:
+        ConfigurationError: an option is wrong.
+    """
+
+    def __init__(
+        self,
+        *consumers: Consumer,
+        deserializer: Deserializer | None = None,
+        route_delimiter: str | None = None,
+        middlewares: Sequence[Middleware] = (),
+        default_ack_policy: AckPolicy | None = None,
+        concurrency: int = 100,
+        ordering: Literal["key", "partition", "none"] = "key",
+        max_deliveries: int = 5,
+        dead_letter: DeadLetterTarget = ...,
+        drain_timeout: float = 30.0,
+        on_lifespan: Lifespan | None = None,
+        on_unhandled: Literal["ack", "dead_letter"] = "ack",
+        dependency_overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+        envelope: Envelope | None = None,
+    ) -> None:
+        super().__init__(middlewares)
+        if not consumers:
+            raise ConfigurationError("a dispatcher needs at least one consumer: EventDispatcher(consumer)")
+        for consumer in consumers:
+            if not isinstance(consumer, Consumer):
+                raise ConfigurationError(f"{consumer!r} is no consumer; give instances such as MemoryConsumer(broker)")
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency must be at least 1, not {concurrency}")
+        if max_deliveries < 1:
+            raise ConfigurationError(f"max_deliveries must be at least 1, not {max_deliveries}")
+        if drain_timeout < 0:
+            raise ConfigurationError(f"drain_timeout is in seconds and cannot be negative: {drain_timeout}")
+        if ordering not in ("key", "partition", "none"):
+            raise ConfigurationError(f"ordering={ordering!r}: choose 'key', 'partition' or 'none'")
+        if on_unhandled not in ("ack", "dead_letter"):
+            raise ConfigurationError(f"on_unhandled={on_unhandled!r}: choose 'ack' or 'dead_letter'")
+        segments("", route_delimiter)  # refuses a delimiter that cannot be one
+        self.consumers = consumers
+        self.dependency_overrides = dict(dependency_overrides or {})
+        self._deserializer = JSONDeserializer() if deserializer is None else deserializer
+        self._envelope = CloudEventsEnvelope() if envelope is None else envelope
+        self._delimiter = route_delimiter
+        self._default_ack_policy = default_ack_policy
+        self._ack_policies: dict[EventSubscription | EventRoute, AckPolicy] = {}
+        self._dead_letter = dead_letter
+        self._on_lifespan = on_lifespan
+        self._tuning = Tuning(
+            concurrency, ordering, max_deliveries, drain_timeout, route_delimiter, on_unhandled == "dead_letter"
+        )
+        self._registries: list[Registry | HandlerGroup] = []
+        self._session: Session | None = None
+        self._state: Literal["stopped", "starting", "running"] = "stopped"
+        self._ended: anyio.Event | None = None
+        self._stop_early = False
+
+    def _outer(self) -> tuple[Middleware, ...]:
+        return ()  # the dispatcher's own middleware is around all handlers, those of routers too
+
+    def add_router(self, router: Router) -> None:
+        """Takes the handlers of a router, those registered on it later included, until the start."""
+        if not isinstance(router, Router):
+            raise ConfigurationError(f"add_router() takes a Router, not {type(router).__name__}")
+        if router not in self._registries:
+            self._registries.append(router)
+
+    def add_handler_group(self, group: HandlerGroup) -> None:
+        """Takes the handlers of a group, like `add_router`."""
+        if not isinstance(group, HandlerGroup):
+            raise ConfigurationError(f"add_handler_group() takes a HandlerGroup, not {type(group).__name__}")
+        if group not in self._registries:
+            self._registries.append(group)
+
+    def set_ack_policy(self, subscription: EventSubscription | type[EventBase], policy: AckPolicy) -> None:
+        """Sets the policy of the handlers with a subscription, unless their decorator gives one."""
+        if not isinstance(policy, AckPolicy):
+            raise ConfigurationError(f"{policy!r} is no ack policy; give one such as AckAfterProcessing()")
+        if isinstance(subscription, EventSubscription):
+            self._ack_policies[subscription] = policy
+            return
+        route = declaration(subscription).route
+        if route is None:
+            raise ConfigurationError(f"event class {subscription.__qualname__} has no __topic__ or __route__")
+        self._ack_policies[EventSubscription(route.topic) if isinstance(route, PortableRoute) else route] = policy
+
+    def health(self) -> Health:
+        """How it is doing, from its own progress; a plain call that asks no broker."""
+        session = self._session
+        if session is None:
+            return Health(self._state)
+        counts = session.counts
+        return Health(
+            "draining" if session.stopping else self._state,
+            connected=self._state == "running" and all(link.connected for link in session.links),
+            in_flight=session.in_flight,
+            queued=session.queued,
+            oldest_in_flight=session.oldest_in_flight,
+            unsettled=sum(link.held for link in session.links),
+            handled=counts.handled,
+            failed=counts.failed,
+            redelivered=counts.redelivered,
+            dead_lettered=counts.dead_lettered,
+            unhandled=counts.unhandled,
+            skipped_null=counts.skipped_null,
+        )
+
+    async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Consumes until stopped, inside a running event loop. Installs no signal handlers.
+
+        Use it as ``await task_group.start(dispatcher.start)`` to go on when it is ready, or `lifespan`.
+
+        Raises:
+            ConfigurationError: something is declared wrong; nothing was consumed.
+            BrokerUnreachableError: a broker could not be reached at the start.
+            BrokerError: a broker refused what trying again does not mend.
+        """
+        if self._state != "stopped":
+            raise ConfigurationError("the dispatcher is started already; a second one needs consumers of its own")
+        self._state = "starting"
+        self._ended = anyio.Event()
+        self._stop_early = False
+        try:
+            await self._start(task_status)
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+        finally:
+            self._state = "stopped"
+            self._session = None
+            self._ended.set()
+
+    async def _start(self, task_status: TaskStatus[None]) -> None:
+        handlers: list[Handler] = [*self.handlers]
+        for registry in self._registries:
+            handlers += registry.handlers
+        options = Options(
+            self._deserializer,
+            self._envelope,
+            self._delimiter,
+            self.middlewares,
+            self._default_ack_policy,
+            self._ack_policies,
+            self._dead_letter,
+            self.dependency_overrides,
+        )
+        wired, scope, finish = wire(handlers, self.consumers, options)
+        async with AsyncExitStack() as stack:
+            if self._on_lifespan is not None:
+                await stack.enter_async_context(self._on_lifespan(self))
+            values = await stack.enter_async_context(scope)
+            finish(values, anyio.CapacityLimiter(self._tuning.concurrency))
+            session = self._session = Session(wired, self._tuning)
+            if self._stop_early:
+                session.request_stop()
+            await session.run(_Ready(self, task_status))
+
+    async def stop(self) -> None:
+        """Stops it: nothing more is fetched, what is in flight finishes within the drain time. Returns when it has."""
+        ended = self._ended
+        self.request_stop()
+        if ended is not None:
+            await ended.wait()
+
+    def request_stop(self) -> None:
+        """Begins a stop without waiting for it; in the thread of the event loop."""
+        self._stop_early = True
+        if self._session is not None:
+            self._session.request_stop()
+
+    async def idle(self) -> None:
+        """Waits until nothing is in flight, and no broker that can tell has anything left for it."""
+        while self._state == "starting" or (self._session is not None and not self._session.is_idle):
+            await anyio.sleep(0.002)
+        await anyio.sleep(0)
+
+    def lifespan(self) -> AbstractAsyncContextManager[EventDispatcher]:
+        """``async with dispatcher.lifespan():`` is ready on entry, and has drained on exit.
+
+        A fatal error cancels what is inside, and is raised at the exit.
+        """
+        return _Lifespan(self)
+
+    def run(self, backend: Literal["asyncio", "trio"] = "asyncio", *, use_uvloop: bool = False) -> None:
+        """Runs in an event loop of its own until a signal comes; for scripts and ``main()``.
+
+        The first SIGINT or SIGTERM drains, the second one cancels. Previous signal handlers are restored.
+
+        Args:
+            backend: The event loop.
+            use_uvloop: Runs asyncio on uvloop.
+
+        Raises:
+            MissingExtraError: the backend is not installed.
+            ConfigurationError: an event loop runs already in this thread.
+        """
+        if in_event_loop():
+            raise ConfigurationError("run() starts an event loop, and one runs here already; use 'await start()'")
+        options = loop_options(backend, use_uvloop)
+        in_main = threading.current_thread() is threading.main_thread()
+        previous = {number: signal.getsignal(number) for number in _SIGNALS} if in_main else {}
+        try:
+            anyio.run(self._run_until_signal, in_main, backend=backend, backend_options=options)
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+        finally:
+            for number, handler in previous.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+    async def _run_until_signal(self, in_main: bool) -> None:
+        async with anyio.create_task_group() as group:
+            if in_main:
+                await group.start(self._watch_signals, group.cancel_scope)
+            await self.start()
+            group.cancel_scope.cancel()
+
+    async def _watch_signals(
+        self, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        with anyio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                if not self._stop_early:
+                    logger.info("%s: draining; once more cancels.", signal.Signals(number).name)
+                    self.request_stop()
+                else:
+                    logger.warning("%s again: cancelling what is in flight.", signal.Signals(number).name)
+                    scope.cancel()
+
+
+class EventListener(EventDispatcher):
+    """The dispatcher under its earlier name."""
+
+    async def listen(self) -> None:
+        """The same as `start`."""
+        await self.start()
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Ready(TaskStatus[None]):
+    """Notes that the dispatcher runs, and tells whoever waits for it."""
+
+    def __init__(self, dispatcher: EventDispatcher, outer: TaskStatus[None]) -> None:
+        self._dispatcher = dispatcher
+        self._outer = outer
+
+    def started(self, value: None = None) -> None:
+        self._dispatcher._state = "running"
+        self._outer.started()
+
+
+class _Lifespan(AbstractAsyncContextManager["EventDispatcher"]):
+    def __init__(self, dispatcher: EventDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._group: TaskGroup
+
+    async def __aenter__(self) -> EventDispatcher:
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        try:
+            await self._group.start(self._dispatcher.start)
+        except BaseException as error:
+            try:
+                await self._group.__aexit__(type(error), error, error.__traceback__)
+            except BaseExceptionGroup as group:
+                raise _sole(group) from None
+            raise
+        return self._dispatcher
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._dispatcher.request_stop()
+        try:
+            return await self._group.__aexit__(None, None, None) if error is None else await self._close(error)
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+
+    async def _close(self, error: BaseException) -> bool | None:
+        # The block failed: the dispatcher still drains, and the block's error goes on. A cancellation of the task group
+        # itself means that the dispatcher failed: then the group's own exit raises that error.
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            return await self._group.__aexit__(type(error), error, error.__traceback__)
+        await self._group.__aexit__(None, None, None)
+        return None
+
+
+def loop_options(backend: str, use_uvloop: bool) -> dict[str, Any]:
+    """anyio's options for a backend.
+
+    Raises:
+        ConfigurationError: there is no such backend, or no such combination.
+        MissingExtraError: it is not installed.
+    """
+    if backend == "trio":
+        if use_uvloop:
+            raise ConfigurationError("uvloop is a loop of asyncio; leave out use_uvloop, or choose backend='asyncio'")
+        _need("trio")
+        return {}
+    if backend != "asyncio":
+        raise ConfigurationError(f"backend={backend!r}: choose 'asyncio' or 'trio'")
+    if use_uvloop:
+        _need("uvloop")
+        return {"use_uvloop": True}
+    return {}
+
+
+def _need(package: str) -> None:
+    try:
+        __import__(package)
+    except ImportError as error:
+        raise MissingExtraError(f'{package} is not installed: pip install "dispytch[{package}]"') from error
+
+
+def _sole(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one error in a group of one, else the group: task groups are no concern of who called."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+

@@ -1,0 +1,171 @@
+"""The emitter for event loops."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dispytch._core.codec import JSONSerializer, Serializer
+from dispytch._core.emitting import MessageFactory
+from dispytch._core.envelope import CloudEventsEnvelope, Envelope
+from dispytch._core.events import EventBase
+from dispytch._core.messages import Receipt
+from dispytch._runtime.ids import new_id
+from dispytch.abc import BlockingProducer, Producer, ProducerBase
+from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, EmitTimeoutError
+
+__all__ = ["EmitterBase", "EventEmitter"]
+
+CallbackT = TypeVar("CallbackT", bound=Callable[[Any], Any])
+
+
+class EmitterBase:
+    """What the emitters of both worlds have in common: how messages are made, and how outcomes are told."""
+
+    def __init__(
+        self,
+        producer: ProducerBase,
+        serializer: Serializer | None,
+        envelope: Envelope | None,
+        source: str,
+        timeout: float | None,
+    ) -> None:
+        if timeout is not None and timeout <= 0:
+            raise ConfigurationError(f"timeout is in seconds and must be positive, or None to wait for ever: {timeout}")
+        if not source:
+            raise ConfigurationError("source names what emits, and CloudEvents requires it: give a non-empty string")
+        self.timeout = timeout
+        self._factory = MessageFactory(
+            producer,
+            JSONSerializer() if serializer is None else serializer,
+            CloudEventsEnvelope() if envelope is None else envelope,
+            source,
+            time.time,
+            new_id,
+        )
+        self._on_timeout: Callable[[Any], Any] | None = None
+
+    def _failure(self, results: list[Receipt | DispytchError | None]) -> EmitManyError | None:
+        failed = [result for result in results if isinstance(result, DispytchError)]
+        if not failed:
+            return None
+        return EmitManyError(
+            f"{len(failed)} of {len(results)} events were not confirmed, the first one since: {failed[0]}; see .results",
+            results,
+        )
+
+
+class EventEmitter(EmitterBase):
+    """Emits events from an event loop.
+
+    Args:
+        producer: Where they go.
+        serializer: The codec of the bodies; JSON by default.
+        envelope: How id, type and time travel with a body; CloudEvents by default.
+        source: What emits, as CloudEvents has it: the service's name or a URI.
+        timeout: Seconds for connecting, sending and confirming of each call; ``None`` waits for ever.
+
+    Raises:
+        ConfigurationError: the producer is for blocking code, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        serializer: Serializer | None = None,
+        *,
+        envelope: Envelope | None = None,
+        source: str = "dispytch",
+        timeout: float | None = 30.0,
+    ) -> None:
+        if isinstance(producer, BlockingProducer):
+            raise ConfigurationError(
+                f"{type(producer).__name__} is for blocking code; use dispytch.sync.EventEmitter, or an async producer"
+            )
+        if not isinstance(producer, Producer):
+            raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
+        super().__init__(producer, serializer, envelope, source, timeout)
+        self.producer = producer
+
+    def on_timeout(self, callback: CallbackT) -> CallbackT:
+        """Registers what is called, with the event, in place of raising EmitTimeoutError; sync or async. A decorator."""
+        self._on_timeout = callback
+        return callback
+
+    async def emit(self, event: EventBase, *, id: str | None = None) -> Receipt | None:
+        """Emits an event and waits until the broker has confirmed it.
+
+        Args:
+            event: An instance of an `EventBase` class.
+            id: The event's id; by default one is made, and kept by the object for further emits.
+
+        Returns:
+            The broker's receipt; ``None`` if the time ran out and an `on_timeout` callback took the event.
+
+        Raises:
+            ConfigurationError: its class cannot go to this producer.
+            EmitRejectedError: it did not go.
+            EmitTimeoutError: it may have gone.
+        """
+        (outcome,) = await self.producer.send([self._factory.make(event, id)], self.timeout)
+        if isinstance(outcome, Receipt):
+            return outcome
+        if isinstance(outcome, EmitTimeoutError) and self._on_timeout is not None:
+            await _call(self._on_timeout, event)
+            return None
+        raise outcome
+
+    async def emit_many(self, events: Iterable[EventBase]) -> list[Receipt | None]:
+        """Emits events in order, pipelined; every one is checked and serialized before the first one goes.
+
+        Returns:
+            The receipts, aligned with the events; ``None`` for each that an `on_timeout` callback took.
+
+        Raises:
+            ConfigurationError, EmitRejectedError: one cannot be emitted; nothing was sent.
+            EmitManyError: some were not confirmed; its ``results`` say which.
+        """
+        given = list(events)
+        messages = self._factory.make_many(given)
+        if not messages:
+            return []
+        results: list[Receipt | DispytchError | None] = list(await self.producer.send(messages, self.timeout))
+        if self._on_timeout is not None:
+            for number, result in enumerate(results):
+                if isinstance(result, EmitTimeoutError):
+                    await _call(self._on_timeout, given[number])
+                    results[number] = None
+        if (failure := self._failure(results)) is not None:
+            raise failure
+        return results  # type: ignore[return-value]  # no error is left among them
+
+    async def start(self) -> None:
+        """Connects; otherwise the first `emit` does. Idempotent."""
+        await self.producer.start()
+
+    async def close(self) -> None:
+        """Flushes and disconnects. Idempotent.
+
+        Raises:
+            UnconfirmedError: events are left without a confirmation, with their count.
+        """
+        await self.producer.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _call(callback: Callable[[Any], Any], event: EventBase) -> None:
+    result = callback(event)
+    if inspect.isawaitable(result):
+        awaitable: Awaitable[Any] = result
+        await awaitable

@@ -1,0 +1,56 @@
+"""Transports by URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from dispytch.abc import Consumer, Producer
+from dispytch.errors import ConfigurationError
+
+__all__ = ["consumer_from_url", "producer_from_url"]
+
+_BUILT_IN = {
+    "memory": "dispytch.memory.urls",
+    "redis": "dispytch.redis.urls",
+    "rediss": "dispytch.redis.urls",
+}
+
+
+def producer_from_url(url: str) -> Producer:
+    """A producer for a broker's URL: ``memory://name``, ``redis://host:6379/0``, or a scheme of a plug-in.
+
+    Raises:
+        ConfigurationError: no transport has this scheme, or the URL is malformed.
+        MissingExtraError: the transport's client is not installed.
+    """
+    producer: Producer = _maker(url, "producer_from_url")(url)
+    return producer
+
+
+def consumer_from_url(url: str, group_id: str = "default") -> Consumer:
+    """A consumer for a broker's URL.
+
+    Args:
+        url: See `producer_from_url`.
+        group_id: The consumer group, on transports that have them.
+
+    Raises:
+        ConfigurationError, MissingExtraError: see `producer_from_url`.
+    """
+    consumer: Consumer = _maker(url, "consumer_from_url")(url, group_id)
+    return consumer
+
+
+def _maker(url: str, name: str) -> Callable[..., Any]:
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme in _BUILT_IN:
+        return getattr(import_module(_BUILT_IN[scheme]), name)  # type: ignore[no-any-return]  # found by its name
+    plug_ins = entry_points(group="dispytch.transports")
+    for plug_in in plug_ins:
+        if plug_in.name == scheme:
+            return getattr(plug_in.load(), name)  # type: ignore[no-any-return]  # found by its name
+    known = ", ".join(sorted({*_BUILT_IN, *(plug_in.name for plug_in in plug_ins)}))
+    raise ConfigurationError(f"no transport has the URL scheme {scheme!r}; known are: {known}")

@@ -1,0 +1,27 @@
+"""Dropping events that a handler does not want."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from dispytch._core.context import EventHandlerContext, Middleware, NextCall
+from dispytch.middleware._calls import call
+
+__all__ = ["Filter"]
+
+
+class Filter(Middleware):
+    """Lets an event through if the predicate is true of its context; otherwise it is handled, without the handler.
+
+    Args:
+        predicate: From the context to a truth value; sync or async. What it raises is the handler's failure.
+    """
+
+    def __init__(self, predicate: Callable[[EventHandlerContext], bool | Awaitable[bool]]) -> None:
+        self.predicate = predicate
+
+    async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
+        if await call(self.predicate, ctx):
+            return await call_next(ctx)
+        return None
