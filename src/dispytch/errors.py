@@ -84,7 +84,7 @@ class EmitManyError(EmitError):
 
     def __init__(self, message: str, results: Sequence[Receipt | DispytchError | None]) -> None:
         super().__init__(message)
-        self.results = tuple(results)
+        self.results: tuple[Receipt | DispytchError | None, ...] = tuple(results)
 
     def __reduce__(self) -> tuple[type[EmitManyError], tuple[object, ...]]:
         return type(self), (self.args[0], self.results)

@@ -1,0 +1,27 @@
+"""Real brokers on loopback for the tests, without Docker: see ``python -m tests.brokers --help``.
+
+In Python::
+
+    with brokers.running("redis") as urls:
+        connect(urls["redis"])
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from ._errors import BrokersError, MissingServerError
+from ._install import find_or_install
+from ._manager import Manager, server_named
+
+__all__ = ["BrokersError", "Manager", "MissingServerError", "program", "running"]
+
+
+def running(*names: str, install: bool = False) -> AbstractContextManager[dict[str, str]]:
+    """The addresses of running brokers by name; those that do not run yet are started for this context only."""
+    return Manager().running(*names, install=install)
+
+
+def program(name: str, *, install: bool = False) -> str:
+    """The path of the broker's server program."""
+    return find_or_install(server_named(name), install=install)

@@ -1,0 +1,84 @@
+"""What every test may use: real brokers, and the loops that the library must run on.
+
+Mark async tests with ``@pytest.mark.anyio``; each then runs once on every loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import pytest
+
+from tests import brokers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("brokers")
+    group.addoption(
+        "--require-brokers",
+        action="store_true",
+        help="fail instead of skip where a broker's server is not installed (the default when CI is set)",
+    )
+    group.addoption(
+        "--install-brokers",
+        action="store_true",
+        help="install missing servers with apt-get, as root or with sudo; implies --require-brokers",
+    )
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def missing_server(config: pytest.Config, error: brokers.MissingServerError) -> NoReturn:
+    """Skip on a laptop; fail where leaving a test out would hide something."""
+    if in_ci() or config.getoption("--require-brokers"):
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
+    raise pytest.skip.Exception(str(error)) from None
+
+
+def running_broker(config: pytest.Config, name: str) -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            urls = stack.enter_context(brokers.running(name, install=config.getoption("--install-brokers")))
+        except brokers.MissingServerError as error:
+            missing_server(config, error)
+        yield urls[name]
+
+
+@pytest.fixture(scope="session")
+def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The address of a real Redis, shared by the session's tests: use keys and channels of your own."""
+    yield from running_broker(pytestconfig, "redis")
+
+
+@pytest.fixture(scope="session")
+def redis_server(pytestconfig: pytest.Config) -> str:
+    """The path of the redis-server program, for tests that start their own."""
+    try:
+        return brokers.program("redis", install=pytestconfig.getoption("--install-brokers"))
+    except brokers.MissingServerError as error:
+        missing_server(pytestconfig, error)
+
+
+def _loop(name: str, options: dict[str, Any], needs: str, id: str) -> Any:
+    absent = find_spec(needs) is None and not in_ci()
+    return pytest.param((name, options), id=id, marks=pytest.mark.skipif(absent, reason=f"{needs} is not installed"))
+
+
+@pytest.fixture(
+    params=[
+        _loop("asyncio", {"debug": False}, needs="asyncio", id="asyncio"),
+        _loop("asyncio", {"debug": False, "use_uvloop": True}, needs="uvloop", id="uvloop"),
+        _loop("trio", {}, needs="trio", id="trio"),
+    ],
+    scope="module",
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The loop that a test marked ``anyio`` runs on."""
+    loop: tuple[str, dict[str, Any]] = request.param
+    return loop
