@@ -140,5 +140,3 @@ class Middleware(ABC):
 
         Not calling it drops the event for this handler, as handled. What is raised counts as the handler's failure.
         """
-
-

@@ -114,7 +114,9 @@ class MessageFactory:
         declared = declaration(kind)
         route = declared.route
         if route is None:
-            raise ConfigurationError(f"{owner} has neither __topic__ nor __route__, so it has nowhere to go; declare one")
+            raise ConfigurationError(
+                f"{owner} has neither __topic__ nor __route__, so it has nowhere to go; declare one"
+            )
         if isinstance(route, PortableRoute):
             route = self._producer.route_for(route.topic)
         if (problem := self._producer.accepts(route, declared.config)) is not None:

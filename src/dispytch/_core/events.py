@@ -99,7 +99,7 @@ def _route(cls: type[EventBase], owner: str) -> EventRoute | None:
                 pattern = Pattern.parse(topic)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{owner}: {error}") from None
-            if not pattern.is_literal and not pattern.names or "*" in topic or "#" in topic:
+            if (not pattern.is_literal and not pattern.names) or "*" in topic or "#" in topic:
                 raise ConfigurationError(f"{owner}: __topic__ {topic!r} holds a wildcard; an event goes to one topic")
             return PortableRoute(topic)
         if route is not None:
@@ -286,5 +286,3 @@ def event_argument(annotation: Any) -> tuple[bool, Any]:
         (argument,) = get_args(annotation)
         return True, Any if argument is Ellipsis else argument
     return False, None
-
-

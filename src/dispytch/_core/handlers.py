@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from dispytch._core.ack import AckPolicy
 from dispytch._core.context import Middleware
 from dispytch._core.events import EventBase, declaration
-from dispytch._core.params import caller_locals, callable_name
+from dispytch._core.params import callable_name, caller_locals
 from dispytch._core.patterns import Pattern
 from dispytch._core.plan import Plan, make_plan
 from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
@@ -151,7 +151,9 @@ def make_handler(
                     f"{type(item).__name__} cannot work on it; make it async, or use time-outs of the calls inside it"
                 )
     if ack_policy is not None and not isinstance(ack_policy, AckPolicy):
-        raise RegistrationError(f"{owner}: ack_policy must be a policy such as AckAfterProcessing(), not {ack_policy!r}")
+        raise RegistrationError(
+            f"{owner}: ack_policy must be a policy such as AckAfterProcessing(), not {ack_policy!r}"
+        )
     if concurrency is not None and concurrency < 1:
         raise RegistrationError(f"{owner}: concurrency must be at least 1, not {concurrency}")
     return Handler(
@@ -167,7 +169,9 @@ def _subscription(
     if isinstance(target, type) and issubclass(target, EventBase):
         declared = declaration(target)
         if declared.route is None:
-            raise RegistrationError(f"{owner}: event class {target.__qualname__} has no __topic__ or __route__ to listen to")
+            raise RegistrationError(
+                f"{owner}: event class {target.__qualname__} has no __topic__ or __route__ to listen to"
+            )
         if isinstance(declared.route, PortableRoute):
             return EventSubscription(declared.route.topic), event or declared.type
         return declared.route, event or declared.type

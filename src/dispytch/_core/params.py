@@ -241,7 +241,9 @@ def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
     elif not inspect.isroutine(func):
         target = type(func).__call__
     target = inspect.unwrap(getattr(target, "__func__", target))
-    scope = dict(getattr(target, "__globals__", None) or vars(sys.modules.get(getattr(target, "__module__", ""), typing)))
+    scope = dict(
+        getattr(target, "__globals__", None) or vars(sys.modules.get(getattr(target, "__module__", ""), typing))
+    )
     local = dict(frame)
     code, cells = getattr(target, "__code__", None), getattr(target, "__closure__", None)
     if code is not None and cells:

@@ -120,7 +120,9 @@ def _classify(func: Callable[..., Any]) -> tuple[Callable[..., Any], Kind]:
 
 
 class _Planner:
-    def __init__(self, plan: Plan, overrides: Mapping[Callable[..., Any], Callable[..., Any]], frame: Mapping[str, Any]):
+    def __init__(
+        self, plan: Plan, overrides: Mapping[Callable[..., Any], Callable[..., Any]], frame: Mapping[str, Any]
+    ):
         self.plan = plan
         self.overrides = overrides
         self.frame = frame

@@ -52,7 +52,9 @@ class AppScope:
         if step.kind is not Kind.ENTER:
             return made
         value = await self._thread.run(made.__enter__)
-        self._entered.append((Step(step.name, step.call, Kind.ENTER_ASYNC, step.slot, ()), _InThread(self._thread, made)))
+        self._entered.append(
+            (Step(step.name, step.call, Kind.ENTER_ASYNC, step.slot, ()), _InThread(self._thread, made))
+        )
         return value
 
     async def __aexit__(

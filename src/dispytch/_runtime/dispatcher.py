@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
 from dispytch._bridge import in_event_loop
@@ -262,7 +263,7 @@ class EventDispatcher(Registry):
         """Waits until nothing is in flight, and no broker that can tell has anything left for it."""
         while self._state == "starting" or (self._session is not None and not self._session.is_idle):
             await anyio.sleep(0.002)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
 
     def lifespan(self) -> AbstractAsyncContextManager[EventDispatcher]:
         """``async with dispatcher.lifespan():`` is ready on entry, and has drained on exit.
@@ -411,5 +412,3 @@ def _sole(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dispytch._core.handlers import Handler, make_handler
-from dispytch._core.params import caller_locals, callable_name
+from dispytch._core.params import callable_name, caller_locals
 from dispytch.abc import Middleware
 from dispytch.errors import RegistrationError
 from dispytch.middleware.retry import FixedDelay, Retry

@@ -589,9 +589,7 @@ class Session:
         if not failed:
             return True
         link.outbox[:0] = [settlement for settlement, _ in failed]
-        logger.warning(
-            "%s could not settle %d events, and tries again: %s", link.name, len(failed), failed[0][1]
-        )
+        logger.warning("%s could not settle %d events, and tries again: %s", link.name, len(failed), failed[0][1])
         return False
 
     # --- waiting

@@ -51,7 +51,13 @@ class Bound:
     __slots__ = ("accepts_null", "ack_first", "call", "dead_letter", "event", "handler", "limits", "name", "pattern")
 
     def __init__(
-        self, handler: Handler, plan: Plan, pattern: Pattern, ack_first: bool, dead_letter: EventRoute | None, limit: Limit | None
+        self,
+        handler: Handler,
+        plan: Plan,
+        pattern: Pattern,
+        ack_first: bool,
+        dead_letter: EventRoute | None,
+        limit: Limit | None,
     ) -> None:
         self.handler = handler
         self.name = handler.name
@@ -81,7 +87,9 @@ class Route:
 class Wired:
     """One consumer with its handlers."""
 
-    def __init__(self, consumer: Consumer, bound: Sequence[Bound], subscriptions: Sequence[Subscription], options: Options) -> None:
+    def __init__(
+        self, consumer: Consumer, bound: Sequence[Bound], subscriptions: Sequence[Subscription], options: Options
+    ) -> None:
         self.consumer = consumer
         self.bound = bound
         self.subscriptions = subscriptions
@@ -130,7 +138,9 @@ def wire(
         RegistrationError: a handler cannot be served as it is declared.
     """
     if not handlers:
-        raise ConfigurationError("no handler is registered, so nothing would be consumed; register one, or add its router")
+        raise ConfigurationError(
+            "no handler is registered, so nothing would be consumed; register one, or add its router"
+        )
     plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
     limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
     served: set[int] = set()
@@ -141,7 +151,9 @@ def wire(
     for handler in handlers:
         if id(handler) not in served:
             if handler.consumer is not None and handler.consumer not in consumers:
-                raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
+                raise RegistrationError(
+                    f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers"
+                )
             kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
             raise RegistrationError(
                 f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; use "
@@ -231,7 +243,11 @@ def _wire_consumer(
     if not bound:
         raise RegistrationError(
             f"no handler is for the consumer {type(consumer).__name__}"
-            + ("; leave it out, or register a handler for its transport" if several else "; register one for its transport")
+            + (
+                "; leave it out, or register a handler for its transport"
+                if several
+                else "; register one for its transport"
+            )
         )
     return Wired(consumer, bound, tuple(subscriptions.values()), options)
 

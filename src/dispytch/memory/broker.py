@@ -279,9 +279,11 @@ class MemoryBroker:
                 cursor.returned.sort(key=_offset)
             member.held.clear()
             member.inbox.clear()
-            group.owners = _owners(group.members[0]) if len(group.members) == 1 else {
-                key: owner for key, owner in group.owners.items() if owner[0] is not member
-            }
+            group.owners = (
+                _owners(group.members[0])
+                if len(group.members) == 1
+                else {key: owner for key, owner in group.owners.items() if owner[0] is not member}
+            )
             others = list(group.members)
         for other in others:
             other.wake()
@@ -442,8 +444,4 @@ def _deliver(member: Member, cursor: _Cursor, entry: _Entry) -> Delivery:
 
 
 def _record(entry: _Entry) -> Record:
-    return Record(
-        entry.topic, entry.offset, entry.key, entry.headers, entry.payload, read_dead_letter(entry.headers)
-    )
-
-
+    return Record(entry.topic, entry.offset, entry.key, entry.headers, entry.payload, read_dead_letter(entry.headers))

@@ -25,7 +25,7 @@ from dispytch.abc import (
 )
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 from dispytch.memory.broker import Member, MemoryBroker
-from dispytch.memory.routes import MemoryEventConfig, MemoryEventRoute, MemoryEventSubscription
+from dispytch.memory.routes import MemoryEventConfig, MemoryEventRoute
 
 __all__ = ["BlockingMemoryProducer", "MemoryConsumer", "MemoryProducer"]
 

@@ -31,7 +31,9 @@ class ExceptionInterceptor(Middleware):
     def add_handler(self, kind: type[Exception], handler: ExceptionHandler) -> None:
         """Adds the handler of a class, or replaces it."""
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise ConfigurationError(f"{kind!r} is no exception class that can be intercepted; give subclasses of Exception")
+            raise ConfigurationError(
+                f"{kind!r} is no exception class that can be intercepted; give subclasses of Exception"
+            )
         self._handlers[kind] = handler
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
