@@ -90,8 +90,8 @@ class ProducerBase(ABC):
         """Why events with such a route and options cannot go this way; ``None`` if they can."""
         if not isinstance(route, self.route_type):
             return (
-                f"its __route__ is a {type(route).__name__}, but the emitter's producer is {type(self).__name__}, which "
-                f"takes {self.route_type.__name__}; declare __topic__ instead, or emit it through another producer"
+                f"its __route__ is a {type(route).__name__}, but the emitter's producer is {type(self).__name__}, "
+                f"which takes {self.route_type.__name__}; declare __topic__ instead, or emit it elsewhere"
             )
         if config is not None and not isinstance(config, self.config_type):
             return (

@@ -93,7 +93,8 @@ class MessageFactory:
             raise
         except Exception as error:
             raise EmitRejectedError(
-                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__}: {type(error).__name__}: {error}"
+                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         message = Message(id, route, payload, headers, key, config)
         self._producer.check(message)
@@ -107,8 +108,8 @@ class MessageFactory:
     def _compile(self, kind: type[EventBase], event: object) -> _Plan:
         if not isinstance(event, EventBase):
             raise ConfigurationError(
-                f"only instances of EventBase classes can be emitted, not {kind.__qualname__}; derive it from EventBase "
-                "and give it a __topic__"
+                f"only instances of EventBase classes can be emitted, not {kind.__qualname__}; derive it from "
+                "EventBase and give it a __topic__"
             )
         owner = f"event class {kind.__module__}.{kind.__qualname__}"
         declared = declaration(kind)

@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -111,10 +112,8 @@ class Opened:
         ]
         carried = self.attributes.get(_HEADERS)
         if isinstance(carried, str):
-            try:
+            with suppress(ValueError, TypeError):  # somebody else's attribute of the same name is left out
                 found += [(str(name), str(value).encode()) for name, value in from_json(carried)]
-            except (ValueError, TypeError):
-                pass  # somebody else's attribute of the same name: leave it out
         return [*self.delivery.headers, *found]
 
     def attribute(self, name: str) -> str | None:

@@ -47,6 +47,11 @@ class EventBase(BaseModel):
 
     __slots__ = ("_dispytch_id",)
 
+    if TYPE_CHECKING:
+
+        @property
+        def _dispytch_id(self) -> str: ...
+
     __topic__: ClassVar[str | None] = None
     __route__: ClassVar[EventRoute | None] = None
     __event_type__: ClassVar[str] = ""
@@ -121,7 +126,7 @@ def _declared(cls: type[EventBase], name: str, kind: type[Any], owner: str) -> A
 
 def _event_type(cls: type[EventBase], owner: str) -> str:
     origin = cls.__pydantic_generic_metadata__["origin"]
-    if origin is not None:
+    if origin is not None and issubclass(origin, EventBase):
         return declaration(origin).type
     name = cls.__dict__.get("__event_type__", cls.__name__)
     if not isinstance(name, str) or not name:
@@ -154,7 +159,7 @@ class Meta:
         id: The event's id: the emitter's, or the broker's position if the message came without.
         type: The event's type; ``None`` if the message came without.
         topic: The topic, channel, stream or routing key that it came by.
-        timestamp: When it was emitted, aware, UTC; when the broker or the consumer took it, if the message does not say.
+        timestamp: When it was emitted, aware, UTC; if the message does not say, when the broker or the consumer did.
         headers: The message's headers as strings, read-only; the last one wins where a name repeats.
         raw_headers: The headers as received.
         key: The ordering key as text.

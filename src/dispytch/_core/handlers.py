@@ -202,6 +202,6 @@ def _check_params(plan: Plan, subscription: EventSubscription | EventRoute, owne
         if need.name not in names:
             known = ", ".join(names) or "nothing"
             raise RegistrationError(
-                f"{owner}: parameter {need.parameter!r} wants the segment {need.name!r}, but its pattern {text!r} captures "
-                f"{known}; write {{{need.name}}} in the pattern"
+                f"{owner}: parameter {need.parameter!r} wants the segment {need.name!r}, but its pattern {text!r} "
+                f"captures {known}; write {{{need.name}}} in the pattern"
             )

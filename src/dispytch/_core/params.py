@@ -7,6 +7,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -207,7 +208,7 @@ def _body_type(annotation: Any, where: str) -> BodyType:
 
 
 def _segment(name: str, annotation: Any, marker: _Segment, where: str) -> ParamNeed:
-    full = annotation if marker.field is None else Annotated[annotation, marker.field]
+    full: Any = annotation if marker.field is None else Annotated[annotation, marker.field]
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(full)
     except Exception as error:
@@ -248,8 +249,6 @@ def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
     code, cells = getattr(target, "__code__", None), getattr(target, "__closure__", None)
     if code is not None and cells:
         for name, cell in zip(code.co_freevars, cells, strict=True):
-            try:
+            with suppress(ValueError):  # not bound yet: a name that is assigned further down
                 local[name] = cell.cell_contents
-            except ValueError:
-                pass  # not bound yet: a name that is assigned further down
     return _Names(scope, local)

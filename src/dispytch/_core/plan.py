@@ -93,8 +93,12 @@ def _underlying(func: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # The functions that contextlib's decorators return share these code objects, which tells them from plain functions.
-_MANAGER_CODE = contextlib.contextmanager(lambda: iter(())).__code__  # type: ignore[arg-type,return-value,attr-defined]
-_ASYNC_MANAGER_CODE = contextlib.asynccontextmanager(lambda: iter(())).__code__  # type: ignore[arg-type,return-value,attr-defined]
+def _code_of(func: Any) -> Any:
+    return getattr(func, "__code__", None)
+
+
+_MANAGER_CODE = _code_of(contextlib.contextmanager(lambda: iter(())))
+_ASYNC_MANAGER_CODE = _code_of(contextlib.asynccontextmanager(lambda: aiter(())))  # type: ignore[arg-type]  # never called
 
 
 def _classify(func: Callable[..., Any]) -> tuple[Callable[..., Any], Kind]:
@@ -105,7 +109,7 @@ def _classify(func: Callable[..., Any]) -> tuple[Callable[..., Any], Kind]:
         if hasattr(plain, "__enter__") and hasattr(plain, "__exit__"):
             return func, Kind.ENTER
         return func, Kind.VALUE
-    code = getattr(plain, "__code__", None)
+    code = _code_of(plain)
     if code is _MANAGER_CODE:
         return func, Kind.ENTER
     if code is _ASYNC_MANAGER_CODE:
@@ -247,8 +251,8 @@ def check_app_provider(
             check_app_provider(overrides.get(need.func, need.func), overrides, frame, where, (*path, func))
         else:
             raise RegistrationError(
-                f"dependency {name}: parameter {parameter!r} needs an event, but the provider has scope='app', which is "
-                "entered before any event comes; use scope='event'"
+                f"dependency {name}: parameter {parameter!r} needs an event, but the provider has scope='app', which "
+                "is entered before any event comes; use scope='event'"
             )
 
 

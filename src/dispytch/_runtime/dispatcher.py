@@ -261,7 +261,9 @@ class EventDispatcher(Registry):
 
     async def idle(self) -> None:
         """Waits until nothing is in flight, and no broker that can tell has anything left for it."""
-        while self._state == "starting" or (self._session is not None and not self._session.is_idle):
+        while self._state == "starting" or (  # noqa: ASYNC110 - brokers have no event for it
+            self._session is not None and not self._session.is_idle
+        ):
             await anyio.sleep(0.002)
         await anyio.lowlevel.checkpoint()
 

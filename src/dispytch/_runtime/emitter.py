@@ -48,12 +48,14 @@ class EmitterBase:
         )
         self._on_timeout: Callable[[Any], Any] | None = None
 
-    def _failure(self, results: list[Receipt | DispytchError | None]) -> EmitManyError | None:
-        failed = [result for result in results if isinstance(result, DispytchError)]
-        if not failed:
-            return None
-        return EmitManyError(
-            f"{len(failed)} of {len(results)} events were not confirmed, the first one since: {failed[0]}; see .results",
+    def _all_confirmed(self, results: list[Receipt | DispytchError | None]) -> list[Receipt | None]:
+        """The results without an error among them, or EmitManyError."""
+        confirmed = [result for result in results if not isinstance(result, DispytchError)]
+        if len(confirmed) == len(results):
+            return confirmed
+        first = next(result for result in results if isinstance(result, DispytchError))
+        raise EmitManyError(
+            f"{len(results) - len(confirmed)} of {len(results)} events were not confirmed; see .results. The first: {first}",
             results,
         )
 
@@ -91,7 +93,7 @@ class EventEmitter(EmitterBase):
         self.producer = producer
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
-        """Registers what is called, with the event, in place of raising EmitTimeoutError; sync or async. A decorator."""
+        """A decorator: registers what is called with the event in place of raising EmitTimeoutError; sync or async."""
         self._on_timeout = callback
         return callback
 
@@ -138,9 +140,7 @@ class EventEmitter(EmitterBase):
                 if isinstance(result, EmitTimeoutError):
                     await _call(self._on_timeout, given[number])
                     results[number] = None
-        if (failure := self._failure(results)) is not None:
-            raise failure
-        return results  # type: ignore[return-value]  # no error is left among them
+        return self._all_confirmed(results)
 
     async def start(self) -> None:
         """Connects; otherwise the first `emit` does. Idempotent."""

@@ -153,7 +153,7 @@ def unwind(entered: list[tuple[Step, Any]], error: BaseException | None) -> None
     """
     current = error
     while entered:
-        step, manager = entered.pop()
+        _, manager = entered.pop()
         try:
             manager.__exit__(type(current) if current is not None else None, current, _traceback(current))
         except BaseException as raised:
@@ -163,14 +163,14 @@ def unwind(entered: list[tuple[Step, Any]], error: BaseException | None) -> None
 
 
 async def unwind_async(
-    entered: list[tuple[Step, Any]], error: BaseException | None, timeout: float = CLEANUP_TIMEOUT
+    entered: list[tuple[Step, Any]], error: BaseException | None, limit: float = CLEANUP_TIMEOUT
 ) -> None:
-    """The same where some exits are asynchronous; they cannot be cancelled, but have ``timeout`` seconds in all."""
+    """The same where some exits are asynchronous; they cannot be cancelled, but have ``limit`` seconds in all."""
     if not any(step.kind is Kind.ENTER_ASYNC for step, _ in entered):
         unwind(entered, error)
         return
     current = error
-    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout) as scope:
+    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + limit) as scope:
         while entered:
             step, manager = entered.pop()
             kind, traceback = type(current) if current is not None else None, _traceback(current)
@@ -183,8 +183,8 @@ async def unwind_async(
                 if not scope.cancel_called:
                     current = raised
                     continue
-                logger.error("The clean-up of dependency %s took over %g s and was cut off.", step.name, timeout)
-                current = current or TimeoutError(f"the clean-up of dependency {step.name} took over {timeout:g} s")
+                logger.error("The clean-up of dependency %s took over %g s and was cut off.", step.name, limit)
+                current = current or TimeoutError(f"the clean-up of dependency {step.name} took over {limit:g} s")
             except BaseException as raised:
                 current = raised
     if current is not None and current is not error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import anyio.lowlevel
 from anyio.abc import TaskStatus
 
 from dispytch._bridge import in_context
-from dispytch._core.context import EventHandlerContext
+from dispytch._core.context import EventHandlerContext, Pause
 from dispytch._core.deadletters import dead_letter_headers, error_text, utc_text
 from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.lanes import Lanes, Limit
@@ -344,7 +344,8 @@ class Session:
         try:
             if payload is not None and len(payload) > link.consumer.max_payload_bytes:
                 raise DecodeError(
-                    f"the payload of {len(payload)} bytes is larger than max_payload_bytes ({link.consumer.max_payload_bytes})"
+                    f"the payload of {len(payload)} bytes is larger than max_payload_bytes "
+                    f"({link.consumer.max_payload_bytes})"
                 )
             opened = wired.open(delivery)
         except DecodeError as error:
@@ -492,7 +493,7 @@ class Session:
             except Exception as raised:
                 error = raised
             except anyio.get_cancelled_exc_class() as raised:
-                if anyio.get_current_effective_deadline() == float("-inf"):
+                if anyio.current_effective_deadline() == float("-inf"):
                     raise
                 # Nobody cancelled this task: a client library let a cancellation of its own escape.
                 error = DeliveryError("the handler was cancelled from inside, by a library that it calls")
@@ -594,7 +595,7 @@ class Session:
 
     # --- waiting
 
-    def pauser(self, sleep: Callable[[float], Any]) -> Callable[[float], Any]:
+    def pauser(self, sleep: Callable[[float], Awaitable[None]]) -> Pause:
         """A function that waits by a consumer's clock, and returns False at once when the dispatcher stops."""
 
         async def pause(seconds: float) -> bool:

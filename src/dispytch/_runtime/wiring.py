@@ -156,8 +156,8 @@ def wire(
                 )
             kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
             raise RegistrationError(
-                f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; use "
-                "topic=, or add a consumer of that transport"
+                f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; "
+                "use topic=, or add a consumer of that transport"
             )
     frame: dict[str, Any] = {}
     for handler in handlers:
@@ -211,10 +211,10 @@ def _wire_consumer(
             declared = consumer.subscription_for(handler.subscription)
             if declared is None:
                 continue
-            is_route = isinstance(declared, EventRoute)
-            text = declared.address if isinstance(declared, EventRoute) else declared.pattern
-            delimiter = declared.delimiter if is_route and declared.delimiter is not None else options.delimiter
-            pattern = Pattern.parse(text, delimiter)
+            if isinstance(declared, EventRoute):
+                pattern = Pattern.parse(declared.address, declared.delimiter or options.delimiter)
+            else:
+                pattern = Pattern.parse(declared.pattern, options.delimiter)
         except ConfigurationError as error:
             raise RegistrationError(f"{owner}: {error}") from error
         served.add(id(handler))

@@ -1,4 +1,4 @@
-"""The in-process broker and its transport: for tests, for programs without a server, and as the model of a transport."""
+"""The in-process broker and its transport: for tests and programs without a server, and the model of a transport."""
 
 from dispytch.memory.broker import FaultHook, FaultPoint, MemoryBroker, Record
 from dispytch.memory.clients import BlockingMemoryProducer, MemoryConsumer, MemoryProducer

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from dispytch._core.deadletters import read_dead_letter
 from dispytch._core.patterns import Matcher
@@ -137,7 +137,7 @@ class MemoryBroker:
             What a group has not acknowledged yet is kept regardless.
     """
 
-    _named: dict[str, MemoryBroker] = {}
+    _named: ClassVar[dict[str, MemoryBroker]] = {}
     _naming = threading.Lock()
 
     def __init__(self, clock: Clock | None = None, faults: FaultHook | None = None, *, retention: int = 10_000) -> None:

@@ -39,8 +39,8 @@ class _Sender(ProducerBase):
     def __init__(self, broker: MemoryBroker) -> None:
         if not isinstance(broker, MemoryBroker):
             raise ConfigurationError(
-                f"{type(self).__name__} needs the MemoryBroker that its consumers use, not {type(broker).__name__}; for a "
-                "URL use producer_from_url('memory://name')"
+                f"{type(self).__name__} needs the MemoryBroker that its consumers use, not "
+                f"{type(broker).__name__}; for a URL use producer_from_url('memory://name')"
             )
         self.broker = broker
 
@@ -108,8 +108,8 @@ class MemoryConsumer(Consumer):
     ) -> None:
         if not isinstance(broker, MemoryBroker):
             raise ConfigurationError(
-                f"MemoryConsumer needs the MemoryBroker that its producers use, not {type(broker).__name__}; for a URL use "
-                "consumer_from_url('memory://name', group_id=...)"
+                f"MemoryConsumer needs the MemoryBroker that its producers use, not {type(broker).__name__}; for a URL "
+                "use consumer_from_url('memory://name', group_id=...)"
             )
         if start_from not in ("earliest", "latest"):
             raise ConfigurationError(f"start_from={start_from!r}: choose 'earliest' or 'latest'")

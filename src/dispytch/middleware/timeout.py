@@ -15,8 +15,8 @@ __all__ = ["Timeout"]
 class Timeout(Middleware):
     """Cancels what it wraps after some seconds, and fails with TimeoutError.
 
-    It works on ``async def`` handlers only: it is refused where it is given to a ``def`` handler, and left out for those
-    of a router or dispatcher that has it.
+    It works on ``async def`` handlers only: it is refused where it is given to a ``def`` handler, and left out for
+    those of a router or dispatcher that has it.
 
     Args:
         seconds: The limit.
