@@ -16,6 +16,10 @@ __all__ = ["MessageFactory"]
 
 _NO_HEADERS: Headers = ()
 
+# The slot itself: pydantic's own attribute access looks in many places first, for every event.
+_slot: Any = EventBase.__dict__["_dispytch_id"]
+_get_id, _set_id = _slot.__get__, _slot.__set__
+
 
 class Target(Protocol):
     """What the factory asks of a producer."""
@@ -70,10 +74,10 @@ class MessageFactory:
             plan = self._plans[kind] = self._compile(kind, event)
         if id is None:
             try:
-                id = event._dispytch_id
+                id = _get_id(event)
             except AttributeError:
                 id = self._new_id()
-                object.__setattr__(event, "_dispytch_id", id)
+                _set_id(event, id)
         elif not id:
             raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
         route = plan.route(event)

@@ -47,11 +47,6 @@ class EventBase(BaseModel):
 
     __slots__ = ("_dispytch_id",)
 
-    if TYPE_CHECKING:
-
-        @property
-        def _dispytch_id(self) -> str: ...
-
     __topic__: ClassVar[str | None] = None
     __route__: ClassVar[EventRoute | None] = None
     __event_type__: ClassVar[str] = ""

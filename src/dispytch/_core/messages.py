@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from dispytch._core.routes import EventConfig, EventRoute
@@ -18,8 +18,7 @@ Headers = Sequence[tuple[str, bytes]]
 _NO_FAILURES: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What the broker confirmed.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -97,8 +97,18 @@ def _code_of(func: Any) -> Any:
     return getattr(func, "__code__", None)
 
 
-_MANAGER_CODE = _code_of(contextlib.contextmanager(lambda: iter(())))
-_ASYNC_MANAGER_CODE = _code_of(contextlib.asynccontextmanager(lambda: aiter(())))  # type: ignore[arg-type]  # never called
+@contextlib.contextmanager
+def _manager() -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def _async_manager() -> AsyncIterator[None]:
+    yield
+
+
+_MANAGER_CODE = _code_of(_manager)
+_ASYNC_MANAGER_CODE = _code_of(_async_manager)
 
 
 def _classify(func: Callable[..., Any]) -> tuple[Callable[..., Any], Kind]:

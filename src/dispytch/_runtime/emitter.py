@@ -55,7 +55,7 @@ class EmitterBase:
             return confirmed
         first = next(result for result in results if isinstance(result, DispytchError))
         raise EmitManyError(
-            f"{len(results) - len(confirmed)} of {len(results)} events were not confirmed; see .results. The first: {first}",
+            f"{len(results) - len(confirmed)} of {len(results)} events were not confirmed (see .results): {first}",
             results,
         )
 

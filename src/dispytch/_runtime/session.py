@@ -27,7 +27,7 @@ from dispytch._core.lanes import Lanes, Limit
 from dispytch._core.messages import DeadLetter, Message, Outcome, Settlement
 from dispytch._core.redelivery import decide
 from dispytch._runtime.ids import new_id
-from dispytch._runtime.wiring import Bound, Route, Wired
+from dispytch._runtime.wiring import Bound, Match, Route, Wired
 from dispytch.abc import Delivery, EventRoute
 from dispytch.errors import BrokerUnreachableError, DecodeError, DeliveryError, DispytchError
 
@@ -420,8 +420,18 @@ class Session:
                 self._wake_one()
             work.started = time.monotonic()
             running[id(work)] = work
+            matches = work.route.matches
             try:
-                await self._see_through(work)
+                if len(matches) == 1:
+                    bound, params = matches[0]
+                    verdict = await self._deliver(work, bound, params)
+                    if verdict is _DONE:
+                        self.counts.handled += 1
+                        self._settle(work, Outcome.ACK)
+                    else:
+                        self._conclude(work, [verdict])
+                else:
+                    await self._deliver_to_all(work, matches)
             except BaseException:
                 self._settle(work, Outcome.RELEASE)  # cancelled is not handled
                 raise
@@ -448,17 +458,7 @@ class Session:
             self._waking = True
             self._idlers.pop().set()
 
-    async def _see_through(self, work: _Work) -> None:
-        matches = work.route.matches
-        if len(matches) == 1:
-            bound, params = matches[0]
-            verdict = await self._deliver(work, bound, params)
-            if verdict is _DONE:
-                self.counts.handled += 1
-                self._settle(work, Outcome.ACK)
-            else:
-                self._conclude(work, [verdict])
-            return
+    async def _deliver_to_all(self, work: _Work, matches: Sequence[Match]) -> None:
         verdicts = [_RELEASED] * len(matches)
 
         async def deliver(number: int, bound: Bound, params: Mapping[str, str]) -> None:

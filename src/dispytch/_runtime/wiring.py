@@ -23,7 +23,7 @@ from dispytch._runtime.invoke import CLEANUP_TIMEOUT, Call, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
 from dispytch.errors import ConfigurationError, RegistrationError
 
-__all__ = ["Bound", "Options", "Route", "Wired", "wire"]
+__all__ = ["Bound", "Match", "Options", "Route", "Wired", "wire"]
 
 logger = logging.getLogger("dispytch")
 

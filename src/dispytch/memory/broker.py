@@ -174,10 +174,12 @@ class MemoryBroker:
         if faults is not None:
             return [self._publish_faulty(message, faults) for message in messages]
         with self._lock:
-            woken: dict[int, Callable[[], None]] = {}
-            outcomes: list[Receipt | DispytchError] = [self._append(message, False, woken) for message in messages]
-        for wake in woken.values():
-            wake()
+            touched: dict[str, _Topic] = {}
+            now = int(self.clock.time() * 1000)
+            outcomes: list[Receipt | DispytchError] = [
+                self._append(message, False, touched, now) for message in messages
+            ]
+        self._wake_readers(touched)
         return outcomes
 
     def _publish_faulty(self, message: Message, faults: FaultHook) -> Receipt | DispytchError:
@@ -185,30 +187,32 @@ class MemoryBroker:
             return EmitRejectedError("the memory broker is unreachable: a fault that the test asked for")
         if faults.take("reject"):
             return EmitRejectedError("the memory broker refused the event: a fault that the test asked for")
-        woken: dict[int, Callable[[], None]] = {}
+        touched: dict[str, _Topic] = {}
         with self._lock:
-            receipt = self._append(message, False, woken)
+            now = int(self.clock.time() * 1000)
+            receipt = self._append(message, False, touched, now)
             if faults.take("duplicate"):
-                self._append(message, False, woken)
-        for wake in woken.values():
-            wake()
+                self._append(message, False, touched, now)
+        self._wake_readers(touched)
         if faults.take("lose_reply"):
             return EmitTimeoutError("no confirmation came from the memory broker: a fault that the test asked for")
         return receipt
 
-    def _append(self, message: Message, is_dead: bool, woken: dict[int, Callable[[], None]]) -> Receipt:
+    def _append(self, message: Message, is_dead: bool, touched: dict[str, _Topic], now: int) -> Receipt:
         name = message.route.address
         topic = self._topics.get(name)
         if topic is None:
             topic = self._add_topic(name, is_dead)
         offset = topic.base + len(topic.log)
-        topic.log.append(
-            _Entry(name, offset, message.key, message.headers, message.payload, int(self.clock.time() * 1000))
-        )
-        for cursor in topic.readers:
-            for member in cursor.group.members:
-                woken[id(member)] = member.wake
+        topic.log.append(_Entry(name, offset, message.key, message.headers, message.payload, now))
+        touched[name] = topic
         return Receipt(message.id, name, None, offset)
+
+    def _wake_readers(self, touched: dict[str, _Topic]) -> None:
+        for topic in touched.values():
+            for cursor in list(topic.readers):
+                for member in list(cursor.group.members):
+                    member.wake()
 
     def _add_topic(self, name: str, is_dead: bool) -> _Topic:
         topic = self._topics[name] = _Topic(name, is_dead)
@@ -346,7 +350,8 @@ class MemoryBroker:
         """Acknowledges, hands back, or writes dead letters and then acknowledges; returns what failed."""
         failed: list[tuple[Settlement, DispytchError]] = []
         faults = self.faults
-        woken: dict[int, Callable[[], None]] = {}
+        touched: dict[str, _Topic] = {}
+        advanced: dict[_Cursor, None] = {}
         with self._lock:
             for settlement in settlements:
                 delivery = settlement.delivery
@@ -358,7 +363,7 @@ class MemoryBroker:
                         failed.append((settlement, DeliveryError("the dead letter could not be written: a fault")))
                         continue
                     for message in settlement.dead_letters:
-                        self._append(message, True, woken)
+                        self._append(message, True, touched, int(self.clock.time() * 1000))
                 held = member.held.pop(delivery.token, None)
                 if held is None:
                     continue  # acknowledged before, or no longer this member's
@@ -368,12 +373,13 @@ class MemoryBroker:
                     entry.failures = settlement.failures
                     cursor.returned.append(entry)
                     cursor.returned.sort(key=_offset)
-                    for other in member.group.members:
-                        woken[id(other)] = other.wake
+                    touched[entry.topic] = cursor.topic
                 else:
-                    self._acknowledge(cursor, entry)
-        for wake in woken.values():
-            wake()
+                    cursor.tracker.done(entry.offset)
+                    advanced[cursor] = None
+            for cursor in advanced:
+                self._advance(cursor)
+        self._wake_readers(touched)
         return failed
 
     def _disown(self, member: Member, entry: _Entry) -> None:
@@ -386,8 +392,7 @@ class MemoryBroker:
             else:
                 owners.pop(key, None)
 
-    def _acknowledge(self, cursor: _Cursor, entry: _Entry) -> None:
-        cursor.tracker.done(entry.offset)
+    def _advance(self, cursor: _Cursor) -> None:
         last = cursor.tracker.advance()
         if last is None:
             return
