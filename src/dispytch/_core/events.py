@@ -250,7 +250,7 @@ class Event(Generic[T_co]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
+            if name.startswith("__") or name in Event.__slots__:  # a slot gets here while it is empty
                 raise AttributeError(f"Event has no attribute {name!r}")
             body = self.body
             if isinstance(body, Mapping):
