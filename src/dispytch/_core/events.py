@@ -139,6 +139,8 @@ def _check_paths(cls: type[EventBase], template: Template, owner: str) -> None:
                 model = model.model_fields[name].annotation
             elif name in model.model_computed_fields or isinstance(getattr(model, name, None), property):
                 break
+            elif model.model_config.get("extra") == "allow":
+                break  # may be among what it takes beside its fields
             else:
                 known = ", ".join(model.model_fields) or "none"
                 raise ConfigurationError(
