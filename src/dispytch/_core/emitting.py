@@ -62,7 +62,7 @@ class MessageFactory:
         """The message of an event, ready to be sent.
 
         Args:
-            id: The event's id; by default the one that this object was given when it was first emitted.
+            id: The event's id from now on; by default the one that this object was given when it was last emitted.
 
         Raises:
             ConfigurationError: the event's class cannot go to this producer.
@@ -80,6 +80,8 @@ class MessageFactory:
                 _set_id(event, id)
         elif not id:
             raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
+        else:
+            _set_id(event, id)
         route = plan.route(event)
         config = plan.config(event)
         current = CURRENT.get(None)
