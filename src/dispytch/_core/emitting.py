@@ -99,8 +99,8 @@ class MessageFactory:
             raise
         except Exception as error:
             raise EmitRejectedError(
-                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__}: "
-                f"{type(error).__name__}: {error}"
+                # What the error says may quote the event: that is left to the cause.
+                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__} ({type(error).__name__})"
             ) from error
         message = Message(id, route, payload, headers, key, config)
         self._producer.check(message)
