@@ -51,7 +51,6 @@ class Tuning:
     ordering: str
     max_deliveries: int
     drain_timeout: float
-    delimiter: str | None
     dead_letter_unhandled: bool
 
 
@@ -483,7 +482,7 @@ class Session:
         opened, link = work.opened, work.link
         failed = tries = opened.delivery.failures.get(bound.name, 0)
         while True:
-            ctx = EventHandlerContext(opened, bound.name, params, tries, self.tuning.delimiter, link.pause)
+            ctx = EventHandlerContext(opened, bound.name, params, tries, bound.pattern.delimiter, link.pause)
             context = copy_context()
             context.run(CURRENT.set, opened)
             error: BaseException
