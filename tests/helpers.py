@@ -66,7 +66,7 @@ async def handle(dispatcher: EventDispatcher, *events: EventBase) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Waits for a condition that other tasks or threads bring about."""
     with anyio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of this task
             await anyio.sleep(0.001)
 
 

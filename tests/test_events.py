@@ -487,7 +487,7 @@ class Camel(EventBase):
 class Numbers(EventBase):
     __topic__ = "numbers"
     a: float
-    b: list[float] = []
+    b: tuple[float, ...] = ()
     c: float | None = None
 
 
@@ -518,9 +518,9 @@ async def test_aliases_round_trip(broker: MemoryBroker, emitter: EventEmitter) -
 
 @pytest.mark.anyio
 async def test_nan_and_infinity_round_trip() -> None:
-    body = await round_trip(Numbers(a=math.nan, b=[math.inf, -math.inf, 1.5], c=math.nan))
+    body = await round_trip(Numbers(a=math.nan, b=(math.inf, -math.inf, 1.5), c=math.nan))
     assert math.isnan(body.a)
-    assert body.b == [math.inf, -math.inf, 1.5]
+    assert body.b == (math.inf, -math.inf, 1.5)
     assert math.isnan(body.c)
 
 
