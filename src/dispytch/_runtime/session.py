@@ -350,6 +350,9 @@ class Session:
         except DecodeError as error:
             self._refuse(link, delivery, error)
             return None
+        except Exception as error:  # an envelope that is not ours: its mistake costs this message, not the dispatcher
+            self._refuse(link, delivery, DecodeError(f"its envelope cannot be opened ({type(error).__name__})"))
+            return None
         route = wired.route(delivery.source, opened.type)
         if opened.data is None and route.matches:
             route = Route([match for match in route.matches if match[0].accepts_null])
