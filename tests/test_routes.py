@@ -125,7 +125,7 @@ async def test_an_own_delimiter_is_refused_in_place_of_the_three() -> None:
     for value in ("a--b", "a b", "a*", "#", ""):
         with pytest.raises(EmitRejectedError, match="'name'"):
             await emit(Dashed(name=value, action="x"))
-    with pytest.raises(EmitRejectedError, match="'name'.*holds '/'"):
+    with pytest.raises(EmitRejectedError, match=r"'name'.*holds '/'"):
         await emit(Slashed(name="a/b"))
 
 
@@ -181,7 +181,7 @@ async def test_a_key_of_several_parts_needs_them_all() -> None:
 
 @pytest.mark.anyio
 async def test_a_key_without_utf8_is_refused_by_name() -> None:
-    with pytest.raises(EmitRejectedError, match="Keyed.*'key'"):
+    with pytest.raises(EmitRejectedError, match=r"Keyed.*'key'"):
         await emit(Keyed(key="\ud800"))
 
 
@@ -279,14 +279,16 @@ async def test_no_value_leaves_its_segment_under_a_long_delimiter(names: list[st
 
 
 async def _emit_all(emitter: EventEmitter, events: list[Any]) -> list[Any]:
-    accepted = []
+    accepted: list[Any] = []
+    refusals: list[str] = []
     for event in events:
         try:
             await emitter.emit(event)
         except EmitRejectedError as error:
-            assert "'name'" in str(error)  # the field is named
+            refusals.append(str(error))
         else:
             accepted.append(event)
+    assert [refusal for refusal in refusals if "'name'" not in refusal] == []  # the field is named
     return accepted
 
 
