@@ -62,7 +62,7 @@ class MessageFactory:
         """The message of an event, ready to be sent.
 
         Args:
-            id: The event's id; by default the one that this object was given when it was first emitted.
+            id: The event's id from now on; by default the one that this object was given when it was last emitted.
 
         Raises:
             ConfigurationError: the event's class cannot go to this producer.
@@ -80,6 +80,8 @@ class MessageFactory:
                 _set_id(event, id)
         elif not id:
             raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
+        else:
+            _set_id(event, id)
         route = plan.route(event)
         config = plan.config(event)
         current = CURRENT.get(None)
@@ -97,8 +99,8 @@ class MessageFactory:
             raise
         except Exception as error:
             raise EmitRejectedError(
-                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__}: "
-                f"{type(error).__name__}: {error}"
+                # What the error says may quote the event: that is left to the cause.
+                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__} ({type(error).__name__})"
             ) from error
         message = Message(id, route, payload, headers, key, config)
         self._producer.check(message)

@@ -139,6 +139,8 @@ def _check_paths(cls: type[EventBase], template: Template, owner: str) -> None:
                 model = model.model_fields[name].annotation
             elif name in model.model_computed_fields or isinstance(getattr(model, name, None), property):
                 break
+            elif model.model_config.get("extra") == "allow":
+                break  # may be among what it takes beside its fields
             else:
                 known = ", ".join(model.model_fields) or "none"
                 raise ConfigurationError(
@@ -250,7 +252,7 @@ class Event(Generic[T_co]):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
+            if name.startswith("__") or name in Event.__slots__:  # a slot gets here while it is empty
                 raise AttributeError(f"Event has no attribute {name!r}")
             body = self.body
             if isinstance(body, Mapping):

@@ -11,12 +11,12 @@ from dispytch._core.ack import AckPolicy
 from dispytch._core.context import Middleware
 from dispytch._core.events import EventBase, declaration
 from dispytch._core.params import callable_name, caller_locals
-from dispytch._core.patterns import Pattern
+from dispytch._core.patterns import Pattern, placeholders
 from dispytch._core.plan import Plan, make_plan
 from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
 from dispytch.errors import ConfigurationError, RegistrationError
 
-__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router", "check_middlewares", "make_handler"]
+__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router", "check_middlewares", "check_params", "make_handler"]
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DeadLetterTarget = str | EventRoute | EllipsisType | None
@@ -46,6 +46,9 @@ class Handler:
 
 class Registry:
     """What has a ``handler`` decorator: routers and dispatchers."""
+
+    # What separates the segments of patterns: a router does not know it before a dispatcher takes it.
+    _pattern_delimiter: str | EllipsisType | None = ...
 
     def __init__(self, middlewares: Sequence[Middleware] = ()) -> None:
         self.middlewares = check_middlewares(middlewares, type(self).__name__)
@@ -87,6 +90,7 @@ class Registry:
                     func,
                     frame,
                     subscription_or_event,
+                    self._pattern_delimiter,
                     topic=topic,
                     event=event,
                     consumer=consumer,
@@ -125,6 +129,7 @@ def make_handler(
     func: Callable[..., Any],
     frame: Mapping[str, Any],
     target: EventSubscription | type[EventBase] | None,
+    delimiter: str | EllipsisType | None,
     *,
     topic: str | None,
     event: str | None,
@@ -141,7 +146,7 @@ def make_handler(
     owner = f"handler {name}"
     subscription, event_type = _subscription(target, topic, event, owner)
     plan = make_plan(func, name, frame)
-    _check_params(plan, subscription, owner)
+    _check_pattern(plan, subscription, delimiter, owner)
     own = check_middlewares(own, owner)
     if not plan.is_async:
         for item in own:
@@ -185,19 +190,24 @@ def _subscription(
         )
     if topic is None:
         raise RegistrationError(f"{owner}: say what it handles: a subscription, an event class, or topic=")
-    try:
-        Pattern.parse(topic)
-    except ConfigurationError as error:
-        raise RegistrationError(f"{owner}: {error}") from None
     return EventSubscription(topic), event
 
 
-def _check_params(plan: Plan, subscription: EventSubscription | EventRoute, owner: str) -> None:
-    text = subscription.address if isinstance(subscription, EventRoute) else subscription.pattern
+def _check_pattern(
+    plan: Plan, subscription: EventSubscription | EventRoute, delimiter: str | EllipsisType | None, owner: str
+) -> None:
+    text = subscription.pattern if isinstance(subscription, EventSubscription) else subscription.address
+    if isinstance(subscription, EventRoute) and subscription.delimiter is not None:
+        delimiter = subscription.delimiter
     try:
-        names = Pattern.parse(text).names
+        names = placeholders(text) if isinstance(delimiter, EllipsisType) else Pattern.parse(text, delimiter).names
     except ConfigurationError as error:
         raise RegistrationError(f"{owner}: {error}") from None
+    check_params(plan, text, names, owner)
+
+
+def check_params(plan: Plan, text: str, names: Sequence[str], owner: str) -> None:
+    """Raises RegistrationError if a parameter wants a segment that the pattern ``text`` does not capture."""
     for _, need in plan.params:
         if need.name not in names:
             known = ", ".join(names) or "nothing"

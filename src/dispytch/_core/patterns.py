@@ -15,7 +15,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from dispytch.errors import ConfigurationError
 
-__all__ = ["Matcher", "Pattern", "Token", "segments", "split"]
+__all__ = ["Matcher", "Pattern", "Token", "placeholders", "segments", "split"]
 
 T = TypeVar("T")
 
@@ -72,10 +72,7 @@ class Pattern:
     def parse(cls, source: str, delimiter: str | None = None) -> Pattern:
         """Parse a pattern, or raise ``ConfigurationError`` saying what to write instead."""
         splitter = _splitter(delimiter)
-        if not source:
-            raise ConfigurationError("Pattern '' is empty: write an address, or '#' for every address")
-        if re.search(r"[{}]", _BRACED.sub("", source)):
-            raise _refusal(source, "its braces do not pair up", "write each placeholder as '{name}', none in another")
+        names = placeholders(source)
         # Braces are atomic: they are hidden, at their length, while the separators are looked for.
         hidden = _BRACED.sub(lambda braced: " " * len(braced[0]), source)
         tokens: list[Token] = []
@@ -84,13 +81,6 @@ class Pattern:
             tokens.append(_token(source, separator, source[start : found.start()]))
             start, separator = found.end(), found[1]
         tokens.append(_token(source, separator, source[start:]))
-
-        names = tuple(token.text for token in tokens if token.kind == "one" and token.text)
-        for name in names:
-            if names.count(name) > 1:
-                raise _refusal(
-                    source, f"{{{name}}} occurs twice", "name each placeholder differently, or write '*' for one"
-                )
         return cls(source, delimiter, tuple(tokens), names, all(token.kind == "literal" for token in tokens))
 
     def overlaps(self, other: Pattern) -> bool:
@@ -103,6 +93,28 @@ class Pattern:
             return rows[i, j]
 
         return meet(0, 0)
+
+
+def placeholders(source: str) -> tuple[str, ...]:
+    """Return the names that a pattern captures, in order; check what can be checked whatever the delimiter."""
+    if not source:
+        raise ConfigurationError("Pattern '' is empty: write an address, or '#' for every address")
+    if re.search(r"[{}]", _BRACED.sub("", source)):
+        raise _refusal(source, "its braces do not pair up", "write each placeholder as '{name}', none in another")
+    names = tuple(braced[1:-1] for braced in _BRACED.findall(source))
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            better = re.sub(r"\W+", "_", name.strip())
+            raise _refusal(
+                source,
+                f"{{{name}}} does not hold an identifier, or identifiers joined by dots",
+                f"write '{{{better if better.isidentifier() else 'name'}}}'",
+            )
+        if names.count(name) > 1:
+            raise _refusal(
+                source, f"{{{name}}} occurs twice", "name each placeholder differently, or write '*' for one"
+            )
+    return names
 
 
 def _meet(left: tuple[Token, ...], right: tuple[Token, ...], rest: Callable[[int, int], bool]) -> bool:
@@ -123,15 +135,7 @@ def _token(source: str, separator: str, segment: str) -> Token:
     if segment == "*":
         return Token(separator, "one")
     if _BRACED.fullmatch(segment):
-        name = segment[1:-1]
-        if not all(part.isidentifier() for part in name.split(".")):
-            better = re.sub(r"\W+", "_", name.strip())
-            raise _refusal(
-                source,
-                f"{segment} does not hold an identifier, or identifiers joined by dots",
-                f"write '{{{better if better.isidentifier() else 'name'}}}'",
-            )
-        return Token(separator, "one", name)
+        return Token(separator, "one", segment[1:-1])
     if braced := _BRACED.search(segment):
         raise _refusal(
             source,

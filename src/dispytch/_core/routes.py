@@ -18,6 +18,7 @@ from dispytch.errors import ConfigurationError, EmitRejectedError
 __all__ = ["EventConfig", "EventRoute", "EventSubscription", "PortableRoute", "Template", "compile_route"]
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 RouteT = TypeVar("RouteT", bound="EventRoute")
@@ -103,8 +104,11 @@ def _getter(path: str) -> Callable[[Any], Any]:
 
 @lru_cache(maxsize=256)
 def _forbidden(delimiter: str | None) -> re.Pattern[str]:
-    separators = "[.:/]" if delimiter is None else re.escape(delimiter)
-    return re.compile(rf"{separators}|[*#\s\0]")
+    if delimiter is None:
+        return re.compile(r"[.:/*#\s\0]")
+    # Nor may a value end in the beginning of a longer delimiter, which with what follows would be one too early.
+    beginnings = "".join(rf"|{re.escape(delimiter[:length])}\Z" for length in range(1, len(delimiter)))
+    return re.compile(rf"{re.escape(delimiter)}|[*#\s\0]{beginnings}")
 
 
 class Template:
@@ -147,6 +151,7 @@ class Template:
             text = _text(value)
             if text is None:
                 raise self._refusal(event, path, f"is {type(value).__name__}; use a string, a number, a UUID or a date")
+            self._check_utf8(event, path, text)
             texts.append(text)
         return "".join(texts)
 
@@ -168,6 +173,7 @@ class Template:
                 raise self._refusal(
                     event, path, f"holds {hit[0]!r}, which would leave its segment; encode or replace it first"
                 )
+            self._check_utf8(event, path, text)
             texts.append(text)
         return "".join(texts)
 
@@ -176,6 +182,10 @@ class Template:
             return get(event)
         except (AttributeError, KeyError, TypeError):
             raise self._refusal(event, path, "is missing") from None
+
+    def _check_utf8(self, event: Any, path: str, text: str) -> None:
+        if not text.isascii() and _SURROGATE.search(text) is not None:
+            raise self._refusal(event, path, "holds a lone surrogate, which is no text; replace it first")
 
     def _refusal(self, event: Any, path: str, why: str) -> EmitRejectedError:
         return EmitRejectedError(

@@ -133,14 +133,12 @@ class EventDispatcher(Registry):
         self.dependency_overrides = dict(dependency_overrides or {})
         self._deserializer = JSONDeserializer() if deserializer is None else deserializer
         self._envelope = CloudEventsEnvelope() if envelope is None else envelope
-        self._delimiter = route_delimiter
+        self._delimiter = self._pattern_delimiter = route_delimiter
         self._default_ack_policy = default_ack_policy
         self._ack_policies: dict[EventSubscription | EventRoute, AckPolicy] = {}
         self._dead_letter = dead_letter
         self._on_lifespan = on_lifespan
-        self._tuning = Tuning(
-            concurrency, ordering, max_deliveries, drain_timeout, route_delimiter, on_unhandled == "dead_letter"
-        )
+        self._tuning = Tuning(concurrency, ordering, max_deliveries, drain_timeout, on_unhandled == "dead_letter")
         self._registries: list[Registry | HandlerGroup] = []
         self._session: Session | None = None
         self._state: Literal["stopped", "starting", "running"] = "stopped"

@@ -102,7 +102,7 @@ class EventEmitter(EmitterBase):
 
         Args:
             event: An instance of an `EventBase` class.
-            id: The event's id; by default one is made, and kept by the object for further emits.
+            id: The event's id, kept by the object for further emits; by default it has one, or one is made.
 
         Returns:
             The broker's receipt; ``None`` if the time ran out and an `on_timeout` callback took the event.

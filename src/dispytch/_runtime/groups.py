@@ -64,6 +64,7 @@ class HandlerGroup:
                     func,
                     frame,
                     None,
+                    ...,
                     topic=chosen,
                     event=self.default_event if event is None else event,
                     consumer=None,

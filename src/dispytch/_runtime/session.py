@@ -51,7 +51,6 @@ class Tuning:
     ordering: str
     max_deliveries: int
     drain_timeout: float
-    delimiter: str | None
     dead_letter_unhandled: bool
 
 
@@ -351,6 +350,9 @@ class Session:
         except DecodeError as error:
             self._refuse(link, delivery, error)
             return None
+        except Exception as error:  # an envelope that is not ours: its mistake costs this message, not the dispatcher
+            self._refuse(link, delivery, DecodeError(f"its envelope cannot be opened ({type(error).__name__})"))
+            return None
         route = wired.route(delivery.source, opened.type)
         if opened.data is None and route.matches:
             route = Route([match for match in route.matches if match[0].accepts_null])
@@ -483,7 +485,7 @@ class Session:
         opened, link = work.opened, work.link
         failed = tries = opened.delivery.failures.get(bound.name, 0)
         while True:
-            ctx = EventHandlerContext(opened, bound.name, params, tries, self.tuning.delimiter, link.pause)
+            ctx = EventHandlerContext(opened, bound.name, params, tries, bound.pattern.delimiter, link.pause)
             context = copy_context()
             context.run(CURRENT.set, opened)
             error: BaseException

@@ -14,7 +14,7 @@ from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolic
 from dispytch._core.context import Middleware
 from dispytch._core.deadletters import dead_letter_topic
 from dispytch._core.envelope import Envelope, Opened
-from dispytch._core.handlers import DeadLetterTarget, Handler
+from dispytch._core.handlers import DeadLetterTarget, Handler, check_params
 from dispytch._core.lanes import Limit
 from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
@@ -218,6 +218,7 @@ def _wire_consumer(
         except ConfigurationError as error:
             raise RegistrationError(f"{owner}: {error}") from error
         served.add(id(handler))
+        check_params(plans[id(handler)], pattern.source, pattern.names, owner)  # an override may want others
         policy = _policy(handler, consumer, options, owner)
         dead_letter = _dead_letter(handler.dead_letter, consumer, pattern, options, owner)
         item = Bound(

@@ -110,7 +110,8 @@ class Member:
         self.group = group
         self.wake = wake
         self.subscriptions: tuple[Subscription, ...] = ()
-        self.patterns: Matcher[None] = Matcher()
+        self.matchers: dict[str | None, Matcher[None]] = {}
+        """Its patterns, by their delimiter."""
         self.cursors: deque[_Cursor] = deque()
         self.held: dict[tuple[str, int], tuple[_Cursor, _Entry]] = {}
         self.inbox: deque[tuple[_Cursor, _Entry]] = deque()
@@ -251,9 +252,10 @@ class MemoryBroker:
                         self._add_topic(route.address, True)
                     self._topics[route.address].is_dead = True
             member.subscriptions = tuple(subscriptions)
-            member.patterns = Matcher()
+            member.matchers = {}
             for subscription in subscriptions:
-                member.patterns.add(subscription.pattern, None)
+                delimiter = subscription.pattern.delimiter
+                member.matchers.setdefault(delimiter, Matcher(delimiter)).add(subscription.pattern, None)
                 if subscription.pattern.is_literal and subscription.pattern.source not in self._topics:
                     self._topics[subscription.pattern.source] = _Topic(subscription.pattern.source, False)
             for topic in self._topics.values():
@@ -419,7 +421,7 @@ def _offset(entry: _Entry) -> int:
 
 def _wants(member: Member, topic: _Topic) -> bool:
     if not topic.is_dead:
-        return bool(member.patterns.match(topic.name))
+        return any(matcher.match(topic.name) for matcher in member.matchers.values())
     # Wildcards never match a dead-letter topic: whoever wants it names it.
     return any(item.pattern.is_literal and item.pattern.source == topic.name for item in member.subscriptions)
 

@@ -55,5 +55,5 @@ class MessagePackDeserializer(Deserializer):
         self._unpack = _msgpack().unpackb
 
     def deserialize(self, data: bytes) -> Any:
-        # Maps may have integer keys, as in dict[int, str]; lengths are bounded by the payload's own.
-        return self._unpack(data, strict_map_key=False, max_buffer_size=max(len(data), 1))
+        # Maps may have integer keys, as in dict[int, str]; unpackb bounds all lengths by the payload's own.
+        return self._unpack(data, strict_map_key=False)
