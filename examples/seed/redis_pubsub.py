@@ -9,13 +9,13 @@ import asyncio
 import os
 
 import anyio
+from dispytch.redis import RedisConsumer, RedisEventSubscription, RedisProducer
 from loops import run
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter
 from dispytch.errors import ConfigurationError
-from dispytch.redis import RedisConsumer, RedisEventSubscription, RedisProducer
 
 URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 
