@@ -184,6 +184,7 @@ def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | Non
                 return marker
             rest = tuple(item for item in metadata if item is not marker)
             return _segment(parameter.name, Annotated[(base, *rest)] if rest else base, marker, where)
+        annotation = base  # others' metadata is no concern of ours
     is_event, body = event_argument(annotation)
     if is_event:
         return BodyNeed(_body_type(body, where), wrapped=True)
