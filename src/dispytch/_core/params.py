@@ -246,7 +246,11 @@ def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
     scope = dict(
         getattr(target, "__globals__", None) or vars(sys.modules.get(getattr(target, "__module__", ""), typing))
     )
-    local = dict(frame)
+    local: dict[str, Any] = {}
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        local.update(frame)  # names of the function around it hide its globals
+    else:
+        scope = {**frame, **scope}  # it was defined elsewhere, and means its own module's names
     code, cells = getattr(target, "__code__", None), getattr(target, "__closure__", None)
     if code is not None and cells:
         for name, cell in zip(code.co_freevars, cells, strict=True):
