@@ -136,9 +136,10 @@ def needs_of(func: Callable[..., Any], owner: str, frame: Mapping[str, Any]) -> 
         # Some classes written in C have none; such a provider is called without arguments.
         return {}
     names = _names(func, frame)
+    bound = func.keywords if isinstance(func, functools.partial) else {}
     found: dict[str, Need] = {}
     for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in bound:
             continue
         where = f"{owner}: parameter {parameter.name!r}"
         need = _need(parameter, names, where)
