@@ -28,6 +28,7 @@ __all__ = [
     "callable_name",
     "caller_locals",
     "needs_of",
+    "unwrapped",
 ]
 
 Scope = Literal["event", "app"]
@@ -102,10 +103,20 @@ class ParamNeed:
 Need = BodyNeed | ParamNeed | Provider
 
 
+def unwrapped(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What partials and static methods call in the end."""
+    while True:
+        if isinstance(func, functools.partial):
+            func = func.func
+        elif isinstance(func, staticmethod):
+            func = func.__func__
+        else:
+            return func
+
+
 def callable_name(func: Callable[..., Any]) -> str:
     """The qualified name of any callable, for messages."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     name = getattr(func, "__qualname__", None)
     if name is None:
         func = type(func)
@@ -236,8 +247,7 @@ class _Names:
 
 
 def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     target: Any = func
     if inspect.isclass(func):
         target = func.__init__

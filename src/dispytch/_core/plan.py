@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from dispytch._core.params import BodyNeed, Need, ParamNeed, Provider, callable_name, needs_of
+from dispytch._core.params import BodyNeed, Need, ParamNeed, Provider, callable_name, needs_of, unwrapped
 from dispytch.errors import RegistrationError
 
 __all__ = ["Kind", "Plan", "Step", "is_async_callable", "make_plan"]
@@ -77,16 +76,14 @@ class Plan:
 
 def is_async_callable(func: Callable[..., Any]) -> bool:
     """Whether calling ``func`` makes a coroutine: async functions, methods, partials and objects with such a call."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     return inspect.iscoroutinefunction(func) or (
         not inspect.isclass(func) and not inspect.isroutine(func) and inspect.iscoroutinefunction(type(func).__call__)
     )
 
 
 def _underlying(func: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     if not inspect.isclass(func) and not inspect.isroutine(func):
         return type(func).__call__
     return func
