@@ -62,12 +62,19 @@ def Dependency(func: Callable[..., Any], *, use_cache: bool = True, scope: Scope
         scope: ``"event"`` makes an instance for each try of a handler, ``"app"`` one for the life of the dispatcher.
 
     Raises:
-        RegistrationError: ``func`` cannot be called, or the scope is neither of the two.
+        RegistrationError: ``func`` cannot be called or hashed, or the scope is neither of the two.
     """
     if not callable(func):
         raise RegistrationError(
             f"Dependency() needs something callable, not {type(func).__name__}; pass the provider without calling it"
         )
+    try:
+        hash(func)
+    except TypeError:
+        raise RegistrationError(
+            f"Dependency() knows providers apart by their hash, and {type(func).__name__} objects have none; pass a "
+            "function, or give the class a __hash__"
+        ) from None
     if scope not in ("event", "app"):
         raise RegistrationError(f"Dependency(scope={scope!r}): the scope is 'event' or 'app'")
     return Provider(func, use_cache, scope)
