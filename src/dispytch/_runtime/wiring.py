@@ -144,6 +144,9 @@ def wire(
         raise ConfigurationError(
             "no handler is registered, so nothing would be consumed; register one, or add its router"
         )
+    for handler in handlers:
+        if handler.consumer is not None and handler.consumer not in consumers:
+            raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
     plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
     limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
     served: set[int] = set()
@@ -153,10 +156,6 @@ def wire(
     ]
     for handler in handlers:
         if id(handler) not in served:
-            if handler.consumer is not None and handler.consumer not in consumers:
-                raise RegistrationError(
-                    f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers"
-                )
             kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
             raise RegistrationError(
                 f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; "
