@@ -178,7 +178,8 @@ class _Planner:
             return self.by_provider[func]
         name = callable_name(func)
         self.path.append(func)
-        args = self.fill(needs_of(func, f"dependency {name} (of {where})", self.frame), f"dependency {name}")
+        owner = f"dependency {name} (of {where})"
+        args = self.fill(needs_of(func, owner, self.frame), owner)
         self.path.pop()
         call, kind = _classify(func)
         number = self.slot()
@@ -258,8 +259,8 @@ def check_app_provider(
             check_app_provider(overrides.get(need.func, need.func), overrides, frame, where, (*path, func))
         else:
             raise RegistrationError(
-                f"dependency {name}: parameter {parameter!r} needs an event, but the provider has scope='app', which "
-                "is entered before any event comes; use scope='event'"
+                f"{where}: dependency {name} needs an event for its parameter {parameter!r}, but it has scope='app', "
+                "which is entered before any event comes; use scope='event'"
             )
 
 
