@@ -281,10 +281,10 @@ class Event(Generic[T_co]):
 
 
 def event_argument(annotation: Any) -> tuple[bool, Any]:
-    """Whether an annotation is ``Event`` or ``Event[T]``, and its ``T`` (``Any`` for none given)."""
+    """Whether an annotation is ``Event`` or ``Event[T]``, and its ``T`` (a dict for none given)."""
     if annotation is Event:
-        return True, Any
+        return True, dict[str, Any]
     if get_origin(annotation) is Event:
         (argument,) = get_args(annotation)
-        return True, Any if argument is Ellipsis else argument
+        return True, dict[str, Any] if argument is Ellipsis else argument
     return False, None

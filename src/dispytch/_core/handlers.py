@@ -118,6 +118,9 @@ class Router(Registry):
 
 
 def check_middlewares(middlewares: Sequence[Middleware], owner: str) -> tuple[Middleware, ...]:
+    if isinstance(middlewares, Middleware):
+        name = type(middlewares).__name__
+        raise RegistrationError(f"{owner}: middlewares takes a list, also of one: middlewares=[{name}(...)]")
     for item in middlewares:
         if not isinstance(item, Middleware):
             hint = "; write it with parentheses" if isinstance(item, type) else ""

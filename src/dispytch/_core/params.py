@@ -28,6 +28,7 @@ __all__ = [
     "callable_name",
     "caller_locals",
     "needs_of",
+    "unwrapped",
 ]
 
 Scope = Literal["event", "app"]
@@ -61,12 +62,19 @@ def Dependency(func: Callable[..., Any], *, use_cache: bool = True, scope: Scope
         scope: ``"event"`` makes an instance for each try of a handler, ``"app"`` one for the life of the dispatcher.
 
     Raises:
-        RegistrationError: ``func`` cannot be called, or the scope is neither of the two.
+        RegistrationError: ``func`` cannot be called or hashed, or the scope is neither of the two.
     """
     if not callable(func):
         raise RegistrationError(
             f"Dependency() needs something callable, not {type(func).__name__}; pass the provider without calling it"
         )
+    try:
+        hash(func)
+    except TypeError:
+        raise RegistrationError(
+            f"Dependency() knows providers apart by their hash, and {type(func).__name__} objects have none; pass a "
+            "function, or give the class a __hash__"
+        ) from None
     if scope not in ("event", "app"):
         raise RegistrationError(f"Dependency(scope={scope!r}): the scope is 'event' or 'app'")
     return Provider(func, use_cache, scope)
@@ -102,10 +110,20 @@ class ParamNeed:
 Need = BodyNeed | ParamNeed | Provider
 
 
+def unwrapped(func: Callable[..., Any]) -> Callable[..., Any]:
+    """What partials and static methods call in the end."""
+    while True:
+        if isinstance(func, functools.partial):
+            func = func.func
+        elif isinstance(func, staticmethod):
+            func = func.__func__
+        else:
+            return func
+
+
 def callable_name(func: Callable[..., Any]) -> str:
     """The qualified name of any callable, for messages."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     name = getattr(func, "__qualname__", None)
     if name is None:
         func = type(func)
@@ -136,9 +154,10 @@ def needs_of(func: Callable[..., Any], owner: str, frame: Mapping[str, Any]) -> 
         # Some classes written in C have none; such a provider is called without arguments.
         return {}
     names = _names(func, frame)
+    bound = func.keywords if isinstance(func, functools.partial) else {}
     found: dict[str, Need] = {}
     for parameter in signature.parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in bound:
             continue
         where = f"{owner}: parameter {parameter.name!r}"
         need = _need(parameter, names, where)
@@ -184,6 +203,7 @@ def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | Non
                 return marker
             rest = tuple(item for item in metadata if item is not marker)
             return _segment(parameter.name, Annotated[(base, *rest)] if rest else base, marker, where)
+        annotation = base  # others' metadata is no concern of ours
     is_event, body = event_argument(annotation)
     if is_event:
         return BodyNeed(_body_type(body, where), wrapped=True)
@@ -234,8 +254,7 @@ class _Names:
 
 
 def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     target: Any = func
     if inspect.isclass(func):
         target = func.__init__
@@ -245,7 +264,11 @@ def _names(func: Callable[..., Any], frame: Mapping[str, Any]) -> _Names:
     scope = dict(
         getattr(target, "__globals__", None) or vars(sys.modules.get(getattr(target, "__module__", ""), typing))
     )
-    local = dict(frame)
+    local: dict[str, Any] = {}
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        local.update(frame)  # names of the function around it hide its globals
+    else:
+        scope = {**frame, **scope}  # it was defined elsewhere, and means its own module's names
     code, cells = getattr(target, "__code__", None), getattr(target, "__closure__", None)
     if code is not None and cells:
         for name, cell in zip(code.co_freevars, cells, strict=True):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from dispytch._core.params import BodyNeed, Need, ParamNeed, Provider, callable_name, needs_of
+from dispytch._core.params import BodyNeed, Need, ParamNeed, Provider, callable_name, needs_of, unwrapped
 from dispytch.errors import RegistrationError
 
 __all__ = ["Kind", "Plan", "Step", "is_async_callable", "make_plan"]
@@ -77,16 +76,14 @@ class Plan:
 
 def is_async_callable(func: Callable[..., Any]) -> bool:
     """Whether calling ``func`` makes a coroutine: async functions, methods, partials and objects with such a call."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     return inspect.iscoroutinefunction(func) or (
         not inspect.isclass(func) and not inspect.isroutine(func) and inspect.iscoroutinefunction(type(func).__call__)
     )
 
 
 def _underlying(func: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = unwrapped(func)
     if not inspect.isclass(func) and not inspect.isroutine(func):
         return type(func).__call__
     return func
@@ -181,7 +178,8 @@ class _Planner:
             return self.by_provider[func]
         name = callable_name(func)
         self.path.append(func)
-        args = self.fill(needs_of(func, f"dependency {name} (of {where})", self.frame), f"dependency {name}")
+        owner = f"dependency {name} (of {where})"
+        args = self.fill(needs_of(func, owner, self.frame), owner)
         self.path.pop()
         call, kind = _classify(func)
         number = self.slot()
@@ -261,8 +259,8 @@ def check_app_provider(
             check_app_provider(overrides.get(need.func, need.func), overrides, frame, where, (*path, func))
         else:
             raise RegistrationError(
-                f"dependency {name}: parameter {parameter!r} needs an event, but the provider has scope='app', which "
-                "is entered before any event comes; use scope='event'"
+                f"{where}: dependency {name} needs an event for its parameter {parameter!r}, but it has scope='app', "
+                "which is entered before any event comes; use scope='event'"
             )
 
 

@@ -124,6 +124,10 @@ class EventDispatcher(Registry):
             raise ConfigurationError(f"max_deliveries must be at least 1, not {max_deliveries}")
         if drain_timeout < 0:
             raise ConfigurationError(f"drain_timeout is in seconds and cannot be negative: {drain_timeout}")
+        if default_ack_policy is not None and not isinstance(default_ack_policy, AckPolicy):
+            raise ConfigurationError(
+                f"default_ack_policy must be a policy such as AckAfterProcessing(), not {default_ack_policy!r}"
+            )
         if ordering not in ("key", "partition", "none"):
             raise ConfigurationError(f"ordering={ordering!r}: choose 'key', 'partition' or 'none'")
         if on_unhandled not in ("ack", "dead_letter"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -202,14 +203,21 @@ def _make_thread_call(
     func, args = plan.func, plan.args
     needs_no_unwinding = not any(step.cleans_up for step in inside)
 
+    def run(values: Values) -> Any:
+        result = func(**{name: values[slot] for name, slot in args})
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError(f"{plan.name} is a plain function that returns a coroutine; declare it with async def")
+        return result
+
     def in_thread(values: Values) -> Any:
         if needs_no_unwinding:
             _take_plain(inside, values, [])
-            return func(**{name: values[slot] for name, slot in args})
+            return run(values)
         entered: list[tuple[Step, Any]] = []
         try:
             _take_plain(inside, values, entered)
-            result = func(**{name: values[slot] for name, slot in args})
+            result = run(values)
         except BaseException as error:
             unwind(entered, error)
             raise

@@ -100,6 +100,7 @@ class Wired:
             delimiter = item.pattern.delimiter
             self._matchers.setdefault(delimiter, Matcher(delimiter)).add(item.pattern, item)
         self._order = {id(item): number for number, item in enumerate(bound)}
+        self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[str, list[Match]] = {}
         self._routes: dict[tuple[str, str | None], Route] = {}
 
@@ -109,6 +110,8 @@ class Wired:
         if found is None:
             found = [match for matcher in self._matchers.values() for match in matcher.match(source)]
             found.sort(key=lambda match: self._order[id(match[0])])
+            if source in self._dead_letters:  # wildcards never match those
+                found = [match for match in found if match[0].pattern.is_literal]
             if len(self._by_source) >= _MOST_CACHED:
                 self._by_source.clear()  # addresses may be without number: start over rather than grow
             self._by_source[source] = found
@@ -141,6 +144,9 @@ def wire(
         raise ConfigurationError(
             "no handler is registered, so nothing would be consumed; register one, or add its router"
         )
+    for handler in handlers:
+        if handler.consumer is not None and handler.consumer not in consumers:
+            raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
     plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
     limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
     served: set[int] = set()
@@ -150,10 +156,6 @@ def wire(
     ]
     for handler in handlers:
         if id(handler) not in served:
-            if handler.consumer is not None and handler.consumer not in consumers:
-                raise RegistrationError(
-                    f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers"
-                )
             kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
             raise RegistrationError(
                 f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; "

@@ -37,6 +37,9 @@ class _Listed(RetryPolicy):
             raise ConfigurationError(f"retry_on takes a list of exception classes: retry_on=[{retry_on.__name__}]")
         self.retries = retries
         self.retry_on: tuple[type[Exception], ...] = (Exception,) if retry_on is None else tuple(retry_on)
+        for kind in self.retry_on:
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise ConfigurationError(f"retry_on takes exception classes, not {kind!r}")
 
     def next_delay(self, failures: int, error: Exception) -> float | None:
         if failures > self.retries or not isinstance(error, self.retry_on):
