@@ -111,7 +111,7 @@ class _Job(Generic[T]):
     """A call on its way to an owner thread, and its result on the way back."""
 
     def __init__(self, call: Callable[[], T]) -> None:
-        self.call = call
+        self.call: Callable[[], T] = call
         self.context = contextvars.copy_context()
         self.done = anyio.Event()
         self.loop = Loop()

@@ -44,9 +44,9 @@ class EventHandlerContext:
         pause: Pause,
     ) -> None:
         self._opened = opened
-        self.handler = handler
-        self.params = params
-        self.failures = failures
+        self.handler: str = handler
+        self.params: Mapping[str, str] = params
+        self.failures: int = failures
         self._delimiter = delimiter
         self._pause = pause
         self._meta: Meta | None = None

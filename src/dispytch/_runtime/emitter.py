@@ -37,7 +37,7 @@ class EmitterBase:
             raise ConfigurationError(f"timeout is in seconds and must be positive, or None to wait for ever: {timeout}")
         if not source:
             raise ConfigurationError("source names what emits, and CloudEvents requires it: give a non-empty string")
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self._factory = MessageFactory(
             producer,
             JSONSerializer() if serializer is None else serializer,
@@ -90,7 +90,7 @@ class EventEmitter(EmitterBase):
         if not isinstance(producer, Producer):
             raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
         super().__init__(producer, serializer, envelope, source, timeout)
-        self.producer = producer
+        self.producer: Producer = producer
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
         """A decorator: registers what is called with the event in place of raising EmitTimeoutError; sync or async."""

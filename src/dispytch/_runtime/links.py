@@ -51,12 +51,12 @@ class Link:
     """
 
     def __init__(self, wired: Wired, concurrency: int, pause: Pause) -> None:
-        self.wired = wired
+        self.wired: Wired = wired
         self.consumer = wired.consumer
         self.name = type(wired.consumer).__name__
         prefetch = self.consumer.prefetch
         self.window = concurrency + (concurrency if prefetch is None else prefetch)
-        self.pause = pause
+        self.pause: Pause = pause
         self.held = 0
         """Deliveries received and not settled."""
         self.outbox: list[Settlement] = []

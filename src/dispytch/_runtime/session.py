@@ -48,7 +48,7 @@ class Session:
     """
 
     def __init__(self, wired: Sequence[Wired], tuning: Tuning) -> None:
-        self.tuning = tuning
+        self.tuning: Tuning = tuning
         self.counts = Counts()
         self._workers = Workers(tuning.concurrency, tuning.max_deliveries, self.counts)
         self._stop = anyio.Event()

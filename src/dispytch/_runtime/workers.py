@@ -59,10 +59,10 @@ class Work:
     __slots__ = ("failures", "lane", "limits", "link", "opened", "route", "started")
 
     def __init__(self, link: Link, opened: Opened, route: Route, lane: tuple[Any, ...] | None) -> None:
-        self.link = link
-        self.opened = opened
-        self.route = route
-        self.lane = lane
+        self.link: Link = link
+        self.opened: Opened = opened
+        self.route: Route = route
+        self.lane: tuple[Any, ...] | None = lane
         self.limits: Sequence[Limit] = route.limits
         self.failures: dict[str, int] | None = None
         self.started = 0.0
@@ -81,8 +81,8 @@ class _Verdict:
     __slots__ = ("dead_letter", "released")
 
     def __init__(self, dead_letter: Message | None = None, released: bool = False) -> None:
-        self.dead_letter = dead_letter
-        self.released = released
+        self.dead_letter: Message | None = dead_letter
+        self.released: bool = released
 
 
 _DONE = _Verdict()
@@ -99,9 +99,9 @@ class Workers:
     """
 
     def __init__(self, concurrency: int, max_deliveries: int, counts: Counts) -> None:
-        self.concurrency = concurrency
-        self.max_deliveries = max_deliveries
-        self.counts = counts
+        self.concurrency: int = concurrency
+        self.max_deliveries: int = max_deliveries
+        self.counts: Counts = counts
         self.lanes: Lanes[Work] = Lanes()
         self.running: dict[int, Work] = {}
         self.stopping = False

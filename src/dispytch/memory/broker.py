@@ -74,8 +74,8 @@ class MemoryBroker:
 
     def __init__(self, clock: Clock | None = None, faults: FaultHook | None = None, *, retention: int = 10_000) -> None:
         self.clock: Clock = SYSTEM_CLOCK if clock is None else clock
-        self.faults = faults
-        self.retention = retention
+        self.faults: FaultHook | None = faults
+        self.retention: int = retention
         self._lock = threading.Lock()
         self._topics: dict[str, Topic] = {}
         self._groups: dict[str, Group] = {}

@@ -27,8 +27,8 @@ class Topic:
     """A topic's log, with what reads it."""
 
     def __init__(self, name: str, is_dead: bool) -> None:
-        self.name = name
-        self.is_dead = is_dead
+        self.name: str = name
+        self.is_dead: bool = is_dead
         self.base = 0
         """The offset of the first entry that is still kept."""
         self.log: list[Row] = []
@@ -48,12 +48,12 @@ class Cursor:
     __slots__ = ("failures", "group", "next", "returned", "settled", "topic", "tracker")
 
     def __init__(self, group: Group, topic: Topic, start: int) -> None:
-        self.group = group
-        self.topic = topic
-        self.next = start
-        self.settled = start
+        self.group: Group = group
+        self.topic: Topic = topic
+        self.next: int = start
+        self.settled: int = start
         """Everything before this offset is acknowledged."""
-        self.tracker = Tracker()
+        self.tracker: Tracker = Tracker()
         self.returned: deque[int] = deque()
         """Handed back, in order: delivered again before anything new."""
         self.failures: dict[int, Mapping[str, int]] = {}
@@ -92,8 +92,8 @@ class Member:
     """A consumer of a group."""
 
     def __init__(self, group: Group, wake: Callable[[], None]) -> None:
-        self.group = group
-        self.wake = wake
+        self.group: Group = group
+        self.wake: Callable[[], None] = wake
         self.subscriptions: tuple[Subscription, ...] = ()
         self._matchers: dict[str | None, Matcher[None]] = {}
         self.cursors: deque[Cursor] = deque()
@@ -125,7 +125,7 @@ class Group:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.subscribed = False
         self.cursors: dict[str, Cursor] = {}
         self.members: list[Member] = []

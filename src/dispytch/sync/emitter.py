@@ -22,7 +22,7 @@ from dispytch.errors import ConfigurationError, DispytchError, EmitTimeoutError
 
 __all__ = ["EventEmitter"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 
 class EventEmitter(EmitterBase):
@@ -52,7 +52,7 @@ class EventEmitter(EmitterBase):
     ) -> None:
         if not isinstance(producer, Producer | BlockingProducer):
             raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
-        self.producer = producer.blocking() if isinstance(producer, Producer) else producer
+        self.producer: BlockingProducer = producer.blocking() if isinstance(producer, Producer) else producer
         super().__init__(self.producer, serializer, envelope, source, timeout)
         _open.add(self)
 
