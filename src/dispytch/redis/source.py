@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -32,6 +33,7 @@ _OWN_OPTIONS: Mapping[str, Any] = {
 _LEFT_OUT = ("parser_class", "maint_notifications_config", "maint_notifications_pool_handler", "event_dispatcher")
 
 
+@cache
 def import_redis() -> Any:
     """The redis package, with ``redis.asyncio``.
 
