@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -15,8 +15,8 @@ import anyio
 import hiredis
 import redis
 
-from dispytch.abc import EventSubscription, Message, Subscription
 from dispytch._core.patterns import Pattern
+from dispytch.abc import EventSubscription, Message, Subscription
 from dispytch.redis import RedisEventRoute, RedisEventSubscription
 
 _numbers = count()
@@ -30,7 +30,7 @@ def unique(name: str = "channel") -> str:
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:
     """Waits for a condition."""
     with anyio.fail_after(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - of what happens elsewhere there is no event
             await anyio.sleep(0.002)
 
 
@@ -110,14 +110,13 @@ class FakeServer:
         """Closes all connections, as a restarted server does."""
         connections, self._connections = self._connections, []
         for connection in connections:
-            try:
+            with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             connection.close()
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # closed already
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
         for thread in self._threads:
@@ -165,5 +164,3 @@ def texts(error: BaseException | None) -> str:
         found += f"{one!r} {one} "
         queue += [one.__cause__, one.__context__]
     return found
-
-

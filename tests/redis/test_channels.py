@@ -48,7 +48,9 @@ def test_globs_fit_whatever_the_pattern_does() -> None:
         pattern = Pattern.parse(chance.choice(".:/").join(tokens))
         matcher: Matcher[None] = Matcher()
         matcher.add(pattern, None)
-        address = chance.choice(".:/").join(chance.choice(["a", "b", "c?", "[d]", ""]) for _ in range(chance.randint(1, 4)))
+        address = chance.choice(".:/").join(
+            chance.choice(["a", "b", "c?", "[d]", ""]) for _ in range(chance.randint(1, 4))
+        )
         if matcher.match(address):
             glob = glob_of(Subscription(pattern, RedisEventSubscription(pattern.source)))
             assert glob_expression(glob).fullmatch(address.encode()), (pattern.source, address)

@@ -145,9 +145,7 @@ async def test_a_server_that_hangs_before_it_lets_in() -> None:
 
 
 @pytest.mark.parametrize("ready_made", [False, True])
-async def test_a_lost_reply_is_never_followed_by_another_try(
-    anyio_backend: tuple[str, Any], ready_made: bool
-) -> None:
+async def test_a_lost_reply_is_never_followed_by_another_try(anyio_backend: tuple[str, Any], ready_made: bool) -> None:
     with fake_server(swallow_publish) as server:
         client: Any = None
         if ready_made:  # such a client retries ten times by itself

@@ -104,6 +104,7 @@ class RedisConsumer(Consumer):
         wanted = tuple(subscriptions) or self._subscriptions
         if self._link is not None and wanted == self._subscriptions:
             return
+        self._check_loop()
         await self._close()
         channels = Channels.of(wanted) if self._pubsub is None else self._subscribed(wanted)
         link = self._make_link(channels)
@@ -166,24 +167,26 @@ class RedisConsumer(Consumer):
         if link is not None:
             await link.close()
 
-    def _make_link(self, channels: Channels) -> Link:
-        is_trio = running_backend() == "trio"
-        address = self._source.address
-        if self._pubsub is not None:
-            if self._source.world == "blocking":
-                return PubSubThreadLink(self._pubsub, channels, address)
-            if is_trio:
-                raise ConfigurationError(
-                    "a PubSub object of redis.asyncio works under asyncio only, and this is trio; give RedisConsumer a "
-                    "URL, or the pubsub() of a blocking redis.Redis"
-                )
-            return AsyncioPubSubLink(self._pubsub, channels, address)
-        if is_trio and self._driver == "asyncio":
+    def _check_loop(self) -> None:
+        if running_backend() != "trio":
+            return
+        if self._source.world == "asyncio":
+            raise ConfigurationError(
+                "a PubSub object of redis.asyncio works under asyncio only, and this is trio; give RedisConsumer a "
+                "URL, or the pubsub() of a blocking redis.Redis"
+            )
+        if self._driver == "asyncio":
             raise ConfigurationError(
                 "driver='asyncio' works under asyncio only, and this is trio; leave driver= out, or choose 'thread'"
             )
-        kind = ThreadLink if is_trio or self._driver == "thread" else AsyncioLink
-        return kind(self._source, channels, self._heartbeat)
+
+    def _make_link(self, channels: Channels) -> Link:
+        address = self._source.address
+        if self._pubsub is not None:
+            of_pubsub = PubSubThreadLink if self._source.world == "blocking" else AsyncioPubSubLink
+            return of_pubsub(self._pubsub, channels, address)
+        use_thread = self._driver == "thread" or running_backend() == "trio"
+        return (ThreadLink if use_thread else AsyncioLink)(self._source, channels, self._heartbeat)
 
     def _subscribed(self, wanted: Sequence[Subscription]) -> Channels:
         """What the ready-made PubSub object is subscribed to."""

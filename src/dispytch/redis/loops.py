@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -148,9 +149,19 @@ async def _is_fresh(connection: Any) -> bool:
     # Before 8 the look for something to read was called after the bytes that it may take away.
     look = connection.can_read if hasattr(connection, "can_read") else connection.can_read_destructive
     try:
-        return connection.is_connected and not await look()
+        return connection.is_connected and not await look() and not _has_news(connection)
     except (redis.RedisError, OSError):
         return False
+
+
+def _has_news(connection: Any) -> bool:
+    """Whether something has come that the event loop has not got round to."""
+    sock = connection._writer.get_extra_info("socket")
+    if sock is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _publish(connection: Any, batch: Batch) -> None:
