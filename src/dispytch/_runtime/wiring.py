@@ -19,7 +19,7 @@ from dispytch._core.lanes import Limit
 from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
-from dispytch._runtime.invoke import CLEANUP_TIMEOUT, Call, make_call, wrap
+from dispytch._runtime.invoke import Call, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
 from dispytch.errors import ConfigurationError, RegistrationError
 
@@ -165,7 +165,7 @@ def wire(
     for handler in handlers:
         frame.update(handler.frame)
     app = list(dict.fromkeys(provider for plan in plans.values() for _, provider in plan.app))
-    scope = AppScope(make_app_plan(app, options.overrides, frame), CLEANUP_TIMEOUT)
+    scope = AppScope(make_app_plan(app, options.overrides, frame))
 
     def finish(values: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> None:
         calls = {
