@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
+from dispytch._bridge import in_context
 from dispytch._core.context import EventHandlerContext, Middleware
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
@@ -333,7 +335,8 @@ def wrap(call: Call, middlewares: Sequence[Middleware]) -> Call:
 
     async def counted(ctx: EventHandlerContext) -> Any:
         try:
-            return await call(ctx)
+            # A middleware may call it several times, and each try has a context of its own.
+            return await in_context(copy_context(), call, ctx)
         except Exception:
             ctx.failures += 1
             raise
