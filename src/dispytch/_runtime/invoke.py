@@ -91,7 +91,7 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
             failure = unwind(entered, error)
             if failure is not None and failure is not error:
                 await _let_cancellation_pass(error, failure)
-                raise failure
+                raise failure  # noqa: B904 - it has a cause of its own, or none
             raise
         if (late := unwind(entered, None)) is not None:
             raise late
@@ -273,7 +273,7 @@ def _make_thread_call(
         except BaseException as error:
             failure = unwind(entered, error)
             if failure is not None and failure is not error:
-                raise failure
+                raise failure  # noqa: B904 - it has a cause of its own, or none
             raise
         if (late := unwind(entered, None)) is not None:
             raise late
