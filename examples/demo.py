@@ -58,7 +58,7 @@ class Ledger:
         self.lines: list[str] = []
 
     def write(self, line: str) -> None:
-        print(line)
+        print(f"{line}\n", end="", flush=True)  # one write, since lines come from threads too
         self.lines.append(line)
 
 
@@ -111,8 +111,9 @@ async def main(url: str) -> None:
         with anyio.fail_after(10):
             while len(ledger.lines) < 9:  # noqa: ASYNC110 - lines come from threads too
                 await anyio.sleep(0.01)
-    health = dispatcher.health()
-    print(f"done:    {len(ledger.lines)} lines, the dispatcher is {health.state}")
+            while dispatcher.health().unsettled:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        print(f"done:    {dispatcher.health().handled} events handled")
 
 
 ledger = Ledger()

@@ -24,7 +24,8 @@ from dispytch.abc import (
     Subscription,
 )
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
-from dispytch.memory.broker import Member, MemoryBroker
+from dispytch.memory.broker import MemoryBroker
+from dispytch.memory.groups import Member
 from dispytch.memory.routes import MemoryEventConfig, MemoryEventRoute
 
 __all__ = ["BlockingMemoryProducer", "MemoryConsumer", "MemoryProducer"]

@@ -31,8 +31,9 @@ class TestClock:
 
     @property
     def sleepers(self) -> int:
-        """How many tasks wait for this clock; a test can wait for one before it advances."""
-        return len(self._sleepers)
+        """How many tasks wait for this clock to be advanced; a test can wait for one before it does."""
+        with self._lock:
+            return sum(deadline > self._now for deadline, _ in self._sleepers)
 
     async def sleep(self, seconds: float) -> None:
         """Waits until the clock has been advanced by so much."""

@@ -1,0 +1,23 @@
+"""What many tests need: waiting for a condition, and names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import uuid4
+
+import anyio
+
+PATIENCE = 30.0
+"""Seconds after which something that was waited for will not come any more."""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits until a condition holds; fails if it does not within `PATIENCE`."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - conditions of all kinds, some met by threads
+            await anyio.sleep(0.005)
+
+
+def unique(name: str) -> str:
+    """A name that no other test uses."""
+    return f"{name}-{uuid4().hex[:12]}"

@@ -1,0 +1,52 @@
+"""Every page's Python blocks, run in order as one program; on both backends where it starts a loop."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_examples import ROOT, run
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# Has a page's `anyio.run(main)` run on the backend that the command line names.
+_RUNNER = """
+import functools, runpy, sys, anyio
+backend, page = sys.argv[1:]
+anyio.run = functools.partial(anyio.run, backend=backend)
+runpy.run_path(page, run_name="__main__")
+"""
+
+
+def program(page: Path) -> str:
+    return "\n".join(_BLOCK.findall(page.read_text()))
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if program(page)], ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-")
+)
+def test_page(page: Path, backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    text = program(page)
+    environment = {"REDIS_URL": request.getfixturevalue("redis_url")} if "redis" in text.lower() else {}
+    file = tmp_path / "page.py"
+    file.write_text(text)
+    run("-c", _RUNNER, backend, str(file), **environment)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-"))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_commands_of_the_readme_are_the_ones_that_ci_runs() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "tox run" in readme
+    assert 'tox" run' in ci
+    assert "--install-brokers" in readme
+    assert "--install-brokers" in ci
