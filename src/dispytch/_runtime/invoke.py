@@ -337,7 +337,7 @@ def wrap(call: Call, middlewares: Sequence[Middleware]) -> Call:
         try:
             # A middleware may call it several times, and each try has a context of its own.
             return await in_context(copy_context(), call, ctx)
-        except Exception:
+        except BaseException:  # a middleware may have cancelled it
             ctx.failures += 1
             raise
 
