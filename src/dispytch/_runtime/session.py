@@ -506,6 +506,8 @@ class Session:
             if work.failures is None:
                 work.failures = dict(opened.delivery.failures)
             work.failures[bound.name] = failed
+            if ctx.cut_short and not bound.ack_first:
+                return _RELEASED
             decision = decide(error, failed, self.tuning.max_deliveries, bound.ack_first, random.random())  # noqa: S311 - no secret
             if decision.delay is None:
                 return self._give_up(work, bound, error, tries)
