@@ -20,6 +20,7 @@ __all__ = [
     "Waker",
     "begin",
     "finish",
+    "in_context",
     "in_event_loop",
     "running_backend",
     "was_cancelled",
@@ -193,12 +194,20 @@ def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:
     return coro, coro.send(None)
 
 
+async def in_context(context: contextvars.Context, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Awaits ``call(*args)`` in a context, for a fraction of what a task costs."""
+    try:
+        suspended = context.run(begin, call, *args)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    result: T = await finish(context, suspended)
+    return result
+
+
 @coroutine
 def finish(context: contextvars.Context, suspended: Suspended) -> Any:
-    """Awaits the rest of a coroutine that was begun in ``context``, with every step of it run there.
-
-    With `begin` it gives a call its own context variables, for a fraction of what a task costs.
-    """
+    """Awaits the rest of a coroutine that was begun in ``context``, with every step of it run there."""
     coro, awaited = suspended
     send, throw = coro.send, coro.throw
     step: Callable[[Any], Any]

@@ -30,9 +30,21 @@ class EventHandlerContext:
         handler: The handler's qualified name.
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
+        cut_short: Whether a stop of the dispatcher ended a back-off, so that the failure is not the last word.
     """
 
-    __slots__ = ("_delimiter", "_event", "_meta", "_opened", "_pause", "_state", "failures", "handler", "params")
+    __slots__ = (
+        "_delimiter",
+        "_event",
+        "_meta",
+        "_opened",
+        "_pause",
+        "_state",
+        "cut_short",
+        "failures",
+        "handler",
+        "params",
+    )
 
     def __init__(
         self,
@@ -47,6 +59,7 @@ class EventHandlerContext:
         self.handler: str = handler
         self.params: Mapping[str, str] = params
         self.failures: int = failures
+        self.cut_short: bool = False
         self._delimiter = delimiter
         self._pause = pause
         self._meta: Meta | None = None
@@ -98,7 +111,9 @@ class EventHandlerContext:
         Returns:
             False if the dispatcher is stopping: the wait ended at once, and the failure should be raised.
         """
-        return await self._pause(seconds)
+        waited = await self._pause(seconds)
+        self.cut_short = not waited
+        return waited
 
     def make_meta(self) -> Meta:
         opened = self._opened

@@ -7,9 +7,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import anyio
+
 from dispytch._bridge import OwnerThread
 from dispytch._core.plan import Kind, Step
-from dispytch._runtime.invoke import unwind_async
+from dispytch._runtime.invoke import Entered, unwind_async
 
 __all__ = ["AppScope"]
 
@@ -19,18 +21,18 @@ class AppScope:
 
     Args:
         steps: From `make_app_plan`: each provider with its step, dependencies first.
-        timeout: Seconds for all asynchronous clean-up.
     """
 
-    def __init__(self, steps: Sequence[tuple[Callable[..., Any], Step]], timeout: float) -> None:
+    def __init__(self, steps: Sequence[tuple[Callable[..., Any], Step]]) -> None:
         self._steps = steps
-        self._timeout = timeout
+        self._scope = anyio.CancelScope()
         self._thread = OwnerThread("dispytch app scope")
-        self._entered: list[tuple[Step, Any]] = []
+        self._entered: list[Entered] = []
 
     async def __aenter__(self) -> Mapping[Callable[..., Any], Any]:
         values: dict[Callable[..., Any], Any] = {}
         by_slot: dict[int, Any] = {}
+        self._scope.__enter__()
         try:
             for func, step in self._steps:
                 call = partial(step.call, **{name: by_slot[slot] for name, slot in step.args})
@@ -61,9 +63,12 @@ class AppScope:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await unwind_async(self._entered, error, self._timeout)
+            failure = await unwind_async(self._entered, error, self._scope)
         finally:
             await self._thread.stop()
+            self._scope.__exit__(None, None, None)
+        if failure is not None and failure is not error:
+            raise failure
 
 
 class _InThread:

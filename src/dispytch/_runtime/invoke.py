@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
+from dispytch._bridge import in_context
 from dispytch._core.context import EventHandlerContext, Middleware
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
 from dispytch._core.plan import Kind, Plan, Step
 from dispytch.errors import DecodeError
 
-__all__ = ["CLEANUP_TIMEOUT", "Call", "make_call", "unwind_async", "wrap"]
+__all__ = ["CLEANUP_TIMEOUT", "Call", "Entered", "make_call", "unwind_async", "wrap"]
 
 logger = logging.getLogger("dispytch")
 
 Call = Callable[[EventHandlerContext], Awaitable[Any]]
 Values = list[Any]
+Entered = tuple[Step, Any]
 
 CLEANUP_TIMEOUT = 30.0
 """Seconds that the asynchronous clean-up of one handler call may take; cancellation cannot cut it shorter."""
@@ -61,20 +66,38 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
 
         return call_with_values
 
-    async def call_with_cleanup(ctx: EventHandlerContext) -> Any:
+    if any(step.kind is Kind.ENTER_ASYNC for step in steps):
+
+        async def call_with_cleanup(ctx: EventHandlerContext) -> Any:
+            values = fill(ctx)
+
+            async def body(entered: list[Entered]) -> Any:
+                for step in steps:
+                    await _take(step, values, entered)
+                return await func(**{name: values[slot] for name, slot in args})
+
+            return await _with_cleanup(body)
+
+        return call_with_cleanup
+
+    async def call_with_plain_cleanup(ctx: EventHandlerContext) -> Any:
         values = fill(ctx)
-        entered: list[tuple[Step, Any]] = []
+        entered: list[Entered] = []
         try:
             for step in steps:
                 await _take(step, values, entered)
             result = await func(**{name: values[slot] for name, slot in args})
         except BaseException as error:
-            await unwind_async(entered, error)
+            failure = unwind(entered, error)
+            if failure is not None and failure is not error:
+                await _let_cancellation_pass(error, failure)
+                raise failure  # noqa: B904 - it has a cause of its own, or none
             raise
-        await unwind_async(entered, None)
+        if (late := unwind(entered, None)) is not None:
+            raise late
         return result
 
-    return call_with_cleanup
+    return call_with_plain_cleanup
 
 
 def _make_simple_call(plan: Plan) -> Call:
@@ -122,7 +145,7 @@ def _read_param(need: ParamNeed, ctx: EventHandlerContext) -> Any:
     )
 
 
-async def _take(step: Step, values: Values, entered: list[tuple[Step, Any]]) -> None:
+async def _take(step: Step, values: Values, entered: list[Entered]) -> None:
     made = step.call(**{name: values[slot] for name, slot in step.args})
     if step.kind is Kind.AWAIT:
         made = await made
@@ -135,7 +158,7 @@ async def _take(step: Step, values: Values, entered: list[tuple[Step, Any]]) -> 
     values[step.slot] = made
 
 
-def _take_plain(steps: Sequence[Step], values: Values, entered: list[tuple[Step, Any]]) -> None:
+def _take_plain(steps: Sequence[Step], values: Values, entered: list[Entered]) -> None:
     for step in steps:
         made = step.call(**{name: values[slot] for name, slot in step.args})
         if step.kind is Kind.ENTER:
@@ -144,56 +167,85 @@ def _take_plain(steps: Sequence[Step], values: Values, entered: list[tuple[Step,
         values[step.slot] = made
 
 
-def unwind(entered: list[tuple[Step, Any]], error: BaseException | None) -> None:
+def unwind(entered: list[Entered], error: BaseException | None) -> BaseException | None:
     """Exits what was entered, the last first; each sees ``error``, or what an earlier exit made of it.
 
     An exit cannot make a failure a success: it cleans up, and the event must not be acknowledged for it.
 
-    Raises:
-        BaseException: what an exit raised in place of ``error``, or where there was none.
+    Returns:
+        What to raise: ``error``, or what an exit raised in its place; ``None`` for neither.
     """
-    current = error
     while entered:
         _, manager = entered.pop()
         try:
-            manager.__exit__(type(current) if current is not None else None, current, _traceback(current))
+            manager.__exit__(*_details(error))
         except BaseException as raised:
-            current = raised
-    if current is not None and current is not error:
-        raise current
+            error = raised
+    return error
 
 
 async def unwind_async(
-    entered: list[tuple[Step, Any]], error: BaseException | None, limit: float = CLEANUP_TIMEOUT
-) -> None:
-    """The same where some exits are asynchronous; they cannot be cancelled, but have ``limit`` seconds in all."""
-    if not any(step.kind is Kind.ENTER_ASYNC for step, _ in entered):
-        unwind(entered, error)
-        return
-    current = error
-    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + limit) as scope:
-        while entered:
-            step, manager = entered.pop()
-            kind, traceback = type(current) if current is not None else None, _traceback(current)
-            try:
-                if step.kind is Kind.ENTER_ASYNC:
-                    await manager.__aexit__(kind, current, traceback)
-                else:
-                    manager.__exit__(kind, current, traceback)
-            except anyio.get_cancelled_exc_class() as raised:
-                if not scope.cancel_called:
-                    current = raised
-                    continue
-                logger.error("The clean-up of dependency %s took over %g s and was cut off.", step.name, limit)
-                current = current or TimeoutError(f"the clean-up of dependency {step.name} took over {limit:g} s")
-            except BaseException as raised:
-                current = raised
-    if current is not None and current is not error:
-        raise current
+    entered: list[Entered], error: BaseException | None, scope: anyio.CancelScope
+) -> BaseException | None:
+    """The same where some exits are asynchronous: they cannot be cancelled, but have CLEANUP_TIMEOUT seconds in all.
+
+    Args:
+        scope: A scope that was opened before anything was entered, since scopes must nest and what was entered may
+            hold some; from now on it is a shield.
+    """
+    if not entered:
+        return error
+    scope.shield = True
+    scope.deadline = anyio.current_time() + CLEANUP_TIMEOUT
+    while entered:
+        step, manager = entered.pop()
+        try:
+            if step.kind is Kind.ENTER_ASYNC:
+                await manager.__aexit__(*_details(error))
+            else:
+                manager.__exit__(*_details(error))
+        except anyio.get_cancelled_exc_class() as raised:
+            if not scope.cancel_called:
+                error = raised
+                continue
+            text = f"the clean-up of dependency {step.name} took over {CLEANUP_TIMEOUT:g} s and was cut off"
+            logger.error("In %s", text)
+            error = error or TimeoutError(text)
+        except BaseException as raised:
+            error = raised
+    return error
 
 
-def _traceback(error: BaseException | None) -> Any:
-    return None if error is None else error.__traceback__
+def _details(error: BaseException | None) -> tuple[Any, Any, Any]:
+    return (None, None, None) if error is None else (type(error), error, error.__traceback__)
+
+
+async def _with_cleanup(body: Callable[[list[Entered]], Awaitable[Any]]) -> Any:
+    """Awaits ``body`` and then exits what it has entered, in this task, whatever happens."""
+    entered: list[Entered] = []
+    result: Any = None
+    error: BaseException | None = None
+    with anyio.CancelScope() as scope:
+        try:
+            result = await body(entered)
+        except BaseException as raised:
+            error = raised
+        failure = await unwind_async(entered, error, scope)
+    try:
+        if failure is not error:
+            await _let_cancellation_pass(error, failure)
+        if failure is not None:
+            raise failure
+        return result
+    finally:
+        del error, failure  # which hold this frame
+
+
+async def _let_cancellation_pass(error: BaseException | None, failure: BaseException | None) -> None:
+    """Goes on with a cancellation that an error of the clean-up has taken the place of."""
+    if isinstance(error, anyio.get_cancelled_exc_class()) and anyio.current_effective_deadline() == -math.inf:
+        logger.error("The clean-up after a cancelled handler failed.", exc_info=failure)
+        await anyio.lowlevel.checkpoint_if_cancelled()
 
 
 def _make_thread_call(
@@ -214,14 +266,17 @@ def _make_thread_call(
         if needs_no_unwinding:
             _take_plain(inside, values, [])
             return run(values)
-        entered: list[tuple[Step, Any]] = []
+        entered: list[Entered] = []
         try:
             _take_plain(inside, values, entered)
             result = run(values)
         except BaseException as error:
-            unwind(entered, error)
+            failure = unwind(entered, error)
+            if failure is not None and failure is not error:
+                raise failure  # noqa: B904 - it has a cause of its own, or none
             raise
-        unwind(entered, None)
+        if (late := unwind(entered, None)) is not None:
+            raise late
         return result
 
     if not before:
@@ -234,23 +289,20 @@ def _make_thread_call(
 
     async def call_after(ctx: EventHandlerContext) -> Any:
         values = fill(ctx)
-        entered: list[tuple[Step, Any]] = []
-        try:
+
+        async def body(entered: list[Entered]) -> Any:
             for step in before:
                 if step.is_async:
                     await _take(step, values, entered)
-                else:
-                    plain: list[tuple[Step, Any]] = []
-                    await anyio.to_thread.run_sync(_take_plain, [step], values, plain, limiter=limiter)
-                    entered += [
-                        (replace(step, kind=Kind.ENTER_ASYNC), _ExitInThread(manager, limiter)) for _, manager in plain
-                    ]
-            result = await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
-        except BaseException as error:
-            await unwind_async(entered, error)
-            raise
-        await unwind_async(entered, None)
-        return result
+                    continue
+                plain: list[Entered] = []
+                await anyio.to_thread.run_sync(_take_plain, [step], values, plain, limiter=limiter)
+                entered += [
+                    (replace(step, kind=Kind.ENTER_ASYNC), _ExitInThread(manager, limiter)) for _, manager in plain
+                ]
+            return await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
+
+        return await _with_cleanup(body)
 
     return call_after
 
@@ -283,8 +335,9 @@ def wrap(call: Call, middlewares: Sequence[Middleware]) -> Call:
 
     async def counted(ctx: EventHandlerContext) -> Any:
         try:
-            return await call(ctx)
-        except Exception:
+            # A middleware may call it several times, and each try has a context of its own.
+            return await in_context(copy_context(), call, ctx)
+        except BaseException:  # a middleware may have cancelled it
             ctx.failures += 1
             raise
 

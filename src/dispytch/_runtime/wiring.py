@@ -19,7 +19,7 @@ from dispytch._core.lanes import Limit
 from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
-from dispytch._runtime.invoke import CLEANUP_TIMEOUT, Call, make_call, wrap
+from dispytch._runtime.invoke import Call, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
 from dispytch.errors import ConfigurationError, RegistrationError
 
@@ -165,7 +165,9 @@ def wire(
     for handler in handlers:
         frame.update(handler.frame)
     app = list(dict.fromkeys(provider for plan in plans.values() for _, provider in plan.app))
-    scope = AppScope(make_app_plan(app, options.overrides, frame), CLEANUP_TIMEOUT)
+    scope = AppScope(make_app_plan(app, options.overrides, frame))
+
+    _tell_left_out(handlers, plans, options)
 
     def finish(values: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> None:
         calls = {
@@ -181,16 +183,22 @@ def wire(
 
 def _middlewares(handler: Handler, plan: Plan, options: Options) -> list[Middleware]:
     found = [*options.middlewares, *handler.outer, *handler.own]
-    if plan.is_async:
-        return found
-    for item in found:
-        if item.cancels:
-            logger.warning(
-                "%s is left out for handler %s: a plain function runs in a thread, which cannot be cancelled.",
-                type(item).__name__,
-                handler.name,
-            )
-    return [item for item in found if not item.cancels]
+    return [item for item in found if plan.is_async or not item.cancels]
+
+
+def _tell_left_out(handlers: Sequence[Handler], plans: Mapping[int, Plan], options: Options) -> None:
+    left_out: dict[Middleware, list[str]] = {}
+    for handler in handlers:
+        if not plans[id(handler)].is_async:
+            for item in (*options.middlewares, *handler.outer):
+                if item.cancels:
+                    left_out.setdefault(item, []).append(handler.name)
+    for item, names in left_out.items():
+        logger.warning(
+            "%s is left out for handlers that are plain functions, which run in threads that cannot be cancelled: %s",
+            type(item).__name__,
+            ", ".join(names),
+        )
 
 
 def _wire_consumer(

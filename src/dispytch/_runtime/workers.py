@@ -233,6 +233,8 @@ class Workers:
             failed = work.failures[bound.name] = work.failures.get(bound.name, 0) + 1
             tries = max(failed, ctx.failures)
             self.counts.failed += 1
+            if ctx.cut_short and not bound.ack_first:
+                return _RELEASED
             jitter = random.random()  # noqa: S311 - no secret
             decision = decide(error, failed, self.max_deliveries, bound.ack_first, jitter)
             if decision.delay is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dispytch._core.context import EventHandlerContext, Middleware, NextCall
+from dispytch._core.redelivery import Redeliver, Reject
 from dispytch.errors import ConfigurationError
 from dispytch.middleware._calls import call
 
@@ -17,7 +18,8 @@ ExceptionHandler = Callable[[EventHandlerContext, Any], Any]
 class ExceptionInterceptor(Middleware):
     """Calls a function for an exception of a class; the event is then handled, unless that function raises.
 
-    The handler of the most specific class counts, whatever the order in which they were added.
+    The handler of the most specific class counts, whatever the order in which they were added. ``Redeliver`` and
+    ``Reject`` steer what becomes of the event, so a handler of ``Exception`` does not get them.
 
     Args:
         handlers: By exception class, functions of the context and the exception; sync or async.
@@ -40,7 +42,10 @@ class ExceptionInterceptor(Middleware):
         try:
             return await call_next(ctx)
         except Exception as error:
-            handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
+            kinds = type(error).__mro__
+            if isinstance(error, Redeliver | Reject):  # decisions rather than errors: intercepted by name alone
+                kinds = kinds[: kinds.index(Exception)]
+            handler = next((self._handlers[kind] for kind in kinds if kind in self._handlers), None)
             if handler is None:
                 raise
             return await call(handler, ctx, error)
