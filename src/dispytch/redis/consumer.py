@@ -24,7 +24,7 @@ from dispytch.redis.channels import Channels, encode
 from dispytch.redis.links import AsyncioLink, AsyncioPubSubLink, Link, warn_of_gap
 from dispytch.redis.producer import FEATURES, RedisProducer
 from dispytch.redis.routes import RedisEventRoute
-from dispytch.redis.source import Source, import_redis
+from dispytch.redis.source import Source, import_redis, is_asyncio
 from dispytch.redis.threads import PubSubThreadLink, ThreadLink
 
 __all__ = ["RedisConsumer"]
@@ -209,11 +209,11 @@ class RedisConsumer(Consumer):
 
 def _pubsub_source(pubsub: Any) -> Source:
     redis = import_redis()
-    if isinstance(pubsub, redis.asyncio.client.PubSub):
+    if is_asyncio(pubsub) and hasattr(pubsub, "psubscribe"):
         return Source.from_pool(pubsub.connection_pool, "asyncio")
     if isinstance(pubsub, redis.client.PubSub):
         return Source.from_pool(pubsub.connection_pool, "blocking")
-    if isinstance(pubsub, redis.asyncio.Redis | redis.Redis):
+    if is_asyncio(pubsub) or isinstance(pubsub, redis.Redis):
         raise ConfigurationError(
             "RedisConsumer takes a URL or a PubSub object, not a client: write RedisConsumer(client.pubsub()), after "
             "subscribing that to its channels"
