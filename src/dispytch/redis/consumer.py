@@ -29,7 +29,7 @@ from dispytch.redis.threads import PubSubThreadLink, ThreadLink
 
 __all__ = ["RedisConsumer"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 _LETTER_TIMEOUT = 5.0
 
@@ -66,7 +66,7 @@ class RedisConsumer(Consumer):
         if driver not in (None, "asyncio", "thread"):
             raise ConfigurationError(f"driver={driver!r}: choose 'asyncio' or 'thread', or leave it out")
         self.group_id = "default"
-        self.max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes: int = max_payload_bytes
         self._pubsub: Any = None
         if isinstance(redis, str):
             self._source = Source.from_url(redis)

@@ -71,9 +71,9 @@ class Source:
         kind: Any,
         max_connections: int | None = None,
     ) -> None:
-        self.address = address
-        self.world = world
-        self.max_connections = max_connections
+        self.address: str = address
+        self.world: Literal["both", "asyncio", "blocking"] = world
+        self.max_connections: int | None = max_connections
         self.connect_timeout: float = options.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._options = options
         self._kind = kind

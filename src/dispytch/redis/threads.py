@@ -23,7 +23,7 @@ from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import
 
 __all__ = ["PubSubThreadLink", "ThreadLink"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 _MOST_WAITING = 16
 """Batches that wait for the loop before the thread stops reading; a batch is what came in at most 64 KiB."""
@@ -35,8 +35,8 @@ class _Reader(Link):
     """The thread, and what it shares with the loop. Methods with a leading underscore run in the thread."""
 
     def __init__(self, channels: Channels, address: str) -> None:
-        self.channels = channels
-        self.address = address
+        self.channels: Channels = channels
+        self.address: str = address
         self.stopping = False
         self._batches: deque[list[Delivery]] = deque()
         self._room = threading.Condition()
@@ -75,7 +75,7 @@ class _Reader(Link):
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self.stopping = True
+        self.stopping: bool = True
         with self._room:
             self._room.notify()
         self.interrupt()
