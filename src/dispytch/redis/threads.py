@@ -37,7 +37,7 @@ class _Reader(Link):
     def __init__(self, channels: Channels, address: str) -> None:
         self.channels: Channels = channels
         self.address: str = address
-        self.stopping = False
+        self.stopping: bool = False
         self._batches: deque[list[Delivery]] = deque()
         self._room = threading.Condition()
         self._is_open = False
@@ -75,7 +75,7 @@ class _Reader(Link):
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self.stopping: bool = True
+        self.stopping = True
         with self._room:
             self._room.notify()
         self.interrupt()
