@@ -199,6 +199,12 @@ class Workers:
 
     def _conclude(self, work: Work, verdicts: Sequence[_Verdict]) -> None:
         if any(verdict.released for verdict in verdicts):
+            if work.route.ack_first:
+                logger.error(
+                    "Event %s from %s was acknowledged before it was handled, and a stop cut its next try off.",
+                    work.opened.id,
+                    work.opened.delivery.source,
+                )
             work.settle(Outcome.RELEASE)
             return
         letters = [verdict.dead_letter for verdict in verdicts if verdict.dead_letter is not None]
