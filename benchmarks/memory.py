@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--rounds 3] [--events 100000]
 
 One dependency, a body of three validated fields, a handler that counts. Each contender runs in a process of its own;
-they take turns, and the figure is the median of the rounds with its range. FastStream (group ``bench``) publishes one by
-one, since its test broker has no other way, and fewer events, since it is slower; rates do not depend on the number.
+they take turns, and the figure is the median of the rounds with its range. FastStream (group ``bench``) publishes one
+by one, since its test broker has no other way, and fewer events, since it is slower; rates do not depend on the number.
 """
 
 from __future__ import annotations

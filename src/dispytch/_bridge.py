@@ -7,13 +7,24 @@ import contextvars
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import coroutine
 from typing import Any, Generic, TypeVar
 
 import anyio
 
-__all__ = ["Loop", "OwnerThread", "Waker", "in_context", "in_event_loop", "running_backend"]
+__all__ = [
+    "Loop",
+    "OwnerThread",
+    "Suspended",
+    "Waker",
+    "begin",
+    "finish",
+    "in_context",
+    "in_event_loop",
+    "running_backend",
+    "was_cancelled",
+]
 
 T = TypeVar("T")
 
@@ -101,7 +112,7 @@ class _Job(Generic[T]):
     """A call on its way to an owner thread, and its result on the way back."""
 
     def __init__(self, call: Callable[[], T]) -> None:
-        self.call = call
+        self.call: Callable[[], T] = call
         self.context = contextvars.copy_context()
         self.done = anyio.Event()
         self.loop = Loop()
@@ -153,18 +164,53 @@ class OwnerThread:
             job.run()
 
 
-@coroutine
-def in_context(context: contextvars.Context, call: Callable[..., Any], *args: Any) -> Any:
-    """Awaits ``call(*args)`` with every step of it run in ``context``.
+def was_cancelled() -> bool:
+    """Whether the cancellation that the running task has just caught was meant for it.
 
-    It gives a call its own context variables for a fraction of what a task costs.
+    Some libraries let a CancelledError of their own escape; on asyncio nothing but the task's own count tells.
     """
-    coro = context.run(call, *args)
-    send, throw = coro.send, coro.throw
+    if running_backend() == "trio" or anyio.current_effective_deadline() == float("-inf"):
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+Suspended = tuple[Coroutine[Any, Any, Any], Any]
+"""A coroutine that waits, and what it waits for."""
+
+
+def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:
+    """Calls an async function, and steps its coroutine until it waits for the first time.
+
+    Raises:
+        StopIteration: it did not wait, and has returned.
+    """
     try:
-        awaited = context.run(send, None)
+        coro: Any = call(*args)
+    except StopIteration as error:  # from what makes the coroutine: it must not look like a return
+        raise RuntimeError("a call raised StopIteration") from error
+    if not hasattr(coro, "send"):  # another kind of awaitable
+        coro = coro.__await__()
+    return coro, coro.send(None)
+
+
+async def in_context(context: contextvars.Context, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Awaits ``call(*args)`` in a context, for a fraction of what a task costs."""
+    try:
+        suspended = context.run(begin, call, *args)
     except StopIteration as stop:
-        return stop.value
+        value: T = stop.value
+        return value
+    result: T = await finish(context, suspended)
+    return result
+
+
+@coroutine
+def finish(context: contextvars.Context, suspended: Suspended) -> Any:
+    """Awaits the rest of a coroutine that was begun in ``context``, with every step of it run there."""
+    coro, awaited = suspended
+    send, throw = coro.send, coro.throw
+    step: Callable[[Any], Any]
     while True:
         try:
             value = yield awaited
@@ -172,10 +218,10 @@ def in_context(context: contextvars.Context, call: Callable[..., Any], *args: An
             context.run(coro.close)
             raise
         except BaseException as error:
-            step, argument = throw, error
+            step, value = throw, error
         else:
-            step, argument = send, value
+            step = send
         try:
-            awaited = context.run(step, argument)
+            awaited = context.run(step, value)
         except StopIteration as stop:
             return stop.value

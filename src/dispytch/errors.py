@@ -95,7 +95,7 @@ class UnconfirmedError(EmitError):
 
     def __init__(self, message: str, count: int) -> None:
         super().__init__(message)
-        self.count = count
+        self.count: int = count
 
     def __reduce__(self) -> tuple[type[UnconfirmedError], tuple[object, ...]]:
         return type(self), (self.args[0], self.count)

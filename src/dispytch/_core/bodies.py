@@ -28,7 +28,7 @@ class BodyType:
 
     def __init__(self, annotation: Any) -> None:
         """Raises pydantic's own errors if it cannot validate the annotation."""
-        self.annotation = annotation
+        self.annotation: Any = annotation
         self.adapter: TypeAdapter[Any] = TypeAdapter(self.annotation)
         self.name = getattr(self.annotation, "__name__", None) or str(self.annotation)
         self._validators: dict[tuple[Deserializer, str | None], Callable[[bytes], Any]] = {}

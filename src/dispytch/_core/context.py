@@ -56,10 +56,10 @@ class EventHandlerContext:
         pause: Pause,
     ) -> None:
         self._opened = opened
-        self.handler = handler
-        self.params = params
-        self.failures = failures
-        self.cut_short = False
+        self.handler: str = handler
+        self.params: Mapping[str, str] = params
+        self.failures: int = failures
+        self.cut_short: bool = False
         self._delimiter = delimiter
         self._pause = pause
         self._meta: Meta | None = None

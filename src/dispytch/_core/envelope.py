@@ -76,15 +76,15 @@ class Opened:
         attributes: Mapping[str, Any] | None = None,
         decoded: Any = _UNSET,
     ) -> None:
-        self.delivery = delivery
-        self.id = id
-        self.type = type
-        self.data = data
-        self.codec = codec
-        self.time = time
-        self.key = key
-        self.nested = nested
-        self.attributes = attributes
+        self.delivery: Delivery = delivery
+        self.id: str = id
+        self.type: str | None = type
+        self.data: bytes | None = data
+        self.codec: Deserializer = codec
+        self.time: str | float | None = time
+        self.key: bytes | None = key
+        self.nested: str | None = nested
+        self.attributes: Mapping[str, Any] | None = attributes
         self._decoded = decoded
 
     @property
@@ -238,7 +238,7 @@ class BareEnvelope(Envelope):
     """
 
     def __init__(self, type_field: str | None = None) -> None:
-        self.type_field = type_field
+        self.type_field: str | None = type_field
 
     def sealer(self, sealing: Sealing) -> Seal:
         serialize, field = sealing.serializer.serialize, self.type_field

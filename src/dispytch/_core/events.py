@@ -55,7 +55,7 @@ class EventBase(BaseModel):
     __dispytch__: ClassVar[Declaration]
 
     # JSON has no NaN or infinity; as strings they pass every JSON parser, and pydantic reads them back as floats.
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+    model_config: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="strings")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -194,19 +194,19 @@ class Meta:
         dead_letter: DeadLetter | None = None,
         message: Any = None,
     ) -> None:
-        self.id = str(uuid4()) if id is None else id
-        self.type = type
-        self.topic = topic
-        self.timestamp = datetime.now(UTC) if timestamp is None else timestamp
+        self.id: str = str(uuid4()) if id is None else id
+        self.type: str | None = type
+        self.topic: str = topic
+        self.timestamp: datetime = datetime.now(UTC) if timestamp is None else timestamp
         self.raw_headers: Headers = tuple(raw_headers)
         self.headers: Mapping[str, str] = MappingProxyType(
             {name: value.decode("utf-8", "replace") for name, value in self.raw_headers}
         )
-        self.key = key
+        self.key: str | None = key
         self.params: Mapping[str, str] = MappingProxyType(dict(params or {}))
-        self.attempt = attempt
-        self.dead_letter = dead_letter
-        self.message = message
+        self.attempt: int = attempt
+        self.dead_letter: DeadLetter | None = dead_letter
+        self.message: Any = message
 
     def __repr__(self) -> str:
         return f"Meta(id={self.id!r}, type={self.type!r}, topic={self.topic!r}, attempt={self.attempt})"
@@ -237,7 +237,7 @@ class Event(Generic[T_co]):
     body: T_co
 
     def __init__(self, body: T_co, meta: Meta | None = None) -> None:
-        self.body = body
+        self.body: T_co = body
         self._meta: Meta | _HasMeta | None = meta
 
     @property

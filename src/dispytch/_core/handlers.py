@@ -51,7 +51,7 @@ class Registry:
     _pattern_delimiter: str | EllipsisType | None = ...
 
     def __init__(self, middlewares: Sequence[Middleware] = ()) -> None:
-        self.middlewares = check_middlewares(middlewares, type(self).__name__)
+        self.middlewares: tuple[Middleware, ...] = check_middlewares(middlewares, type(self).__name__)
         self.handlers: list[Handler] = []
 
     def handler(

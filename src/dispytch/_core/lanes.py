@@ -22,7 +22,7 @@ class Limit:
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"a limit of {capacity} lets nothing run")
-        self.capacity = capacity
+        self.capacity: int = capacity
         self.rank = next(_ranks)
         # Slots taken, by items that run and by items that hold them while parked at a limit of a higher rank.
         self.running = 0

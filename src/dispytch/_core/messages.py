@@ -71,12 +71,12 @@ class Message:
         key: bytes | None = None,
         config: EventConfig | None = None,
     ) -> None:
-        self.id = id
-        self.route = route
-        self.payload = payload
-        self.headers = headers
-        self.key = key
-        self.config = config
+        self.id: str = id
+        self.route: EventRoute = route
+        self.payload: bytes | None = payload
+        self.headers: Headers = headers
+        self.key: bytes | None = key
+        self.config: EventConfig | None = config
 
     def __repr__(self) -> str:
         size = "null" if self.payload is None else f"{len(self.payload)} bytes"
@@ -113,15 +113,15 @@ class Delivery:
         failures: Mapping[str, int] = _NO_FAILURES,
         token: Any = None,
     ) -> None:
-        self.source = source
-        self.payload = payload
-        self.headers = headers
-        self.key = key
-        self.timestamp_ms = timestamp_ms
-        self.position = position
-        self.partition = partition
-        self.failures = failures
-        self.token = token
+        self.source: str = source
+        self.payload: bytes | None = payload
+        self.headers: Headers = headers
+        self.key: bytes | None = key
+        self.timestamp_ms: int = timestamp_ms
+        self.position: str | None = position
+        self.partition: int | None = partition
+        self.failures: Mapping[str, int] = failures
+        self.token: Any = token
 
     def __repr__(self) -> str:
         size = "null" if self.payload is None else f"{len(self.payload)} bytes"
@@ -198,10 +198,10 @@ class Settlement:
         dead_letters: Sequence[Message] = (),
         failures: Mapping[str, int] = _NO_FAILURES,
     ) -> None:
-        self.delivery = delivery
-        self.outcome = outcome
-        self.dead_letters = dead_letters
-        self.failures = failures
+        self.delivery: Delivery = delivery
+        self.outcome: Outcome = outcome
+        self.dead_letters: Sequence[Message] = dead_letters
+        self.failures: Mapping[str, int] = failures
 
     def __repr__(self) -> str:
         return f"<Settlement {self.outcome.value} of {self.delivery!r}>"

@@ -134,9 +134,9 @@ class _Planner:
     def __init__(
         self, plan: Plan, overrides: Mapping[Callable[..., Any], Callable[..., Any]], frame: Mapping[str, Any]
     ):
-        self.plan = plan
-        self.overrides = overrides
-        self.frame = frame
+        self.plan: Plan = plan
+        self.overrides: Mapping[Callable[..., Any], Callable[..., Any]] = overrides
+        self.frame: Mapping[str, Any] = frame
         self.by_app: dict[Callable[..., Any], int] = {}
         self.by_provider: dict[Callable[..., Any], int] = {}
         self.path: list[Callable[..., Any]] = []

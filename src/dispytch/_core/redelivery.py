@@ -21,7 +21,7 @@ class Redeliver(Exception):
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         super().__init__(reason)
-        self.delay = delay
+        self.delay: float | None = delay
 
 
 class Reject(Exception):

@@ -118,7 +118,7 @@ class Template:
 
     def __init__(self, source: str, owner: str) -> None:
         """Raises ConfigurationError, naming ``owner``, if the braces or a path are wrong."""
-        self.source = source
+        self.source: str = source
         parts: list[str | tuple[str, Callable[[Any], Any]]] = []
         end = 0
         for match in _PLACEHOLDER.finditer(source):
@@ -135,7 +135,7 @@ class Template:
         if any(isinstance(part, str) and ("{" in part or "}" in part) for part in parts):
             raise ConfigurationError(f"{owner}: the braces in {source!r} do not pair up; write {{field}}")
         self._parts = [part for part in parts if part]
-        self.paths = tuple(part[0] for part in parts if isinstance(part, tuple))
+        self.paths: tuple[str, ...] = tuple(part[0] for part in parts if isinstance(part, tuple))
 
     def fill(self, event: Any) -> str | None:
         """The text for an event; any value will do. ``None`` if the template is one placeholder and its value None."""

@@ -134,7 +134,7 @@ class EventDispatcher(Registry):
             raise ConfigurationError(f"on_unhandled={on_unhandled!r}: choose 'ack' or 'dead_letter'")
         segments("", route_delimiter)  # refuses a delimiter that cannot be one
         self.consumers = consumers
-        self.dependency_overrides = dict(dependency_overrides or {})
+        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = dict(dependency_overrides or {})
         self._deserializer = JSONDeserializer() if deserializer is None else deserializer
         self._envelope = CloudEventsEnvelope() if envelope is None else envelope
         self._delimiter = self._pattern_delimiter = route_delimiter
@@ -156,15 +156,18 @@ class EventDispatcher(Registry):
         """Takes the handlers of a router, those registered on it later included, until the start."""
         if not isinstance(router, Router):
             raise ConfigurationError(f"add_router() takes a Router, not {type(router).__name__}")
-        if router not in self._registries:
-            self._registries.append(router)
+        self.add_registry(router)
 
     def add_handler_group(self, group: HandlerGroup) -> None:
         """Takes the handlers of a group, like `add_router`."""
         if not isinstance(group, HandlerGroup):
             raise ConfigurationError(f"add_handler_group() takes a HandlerGroup, not {type(group).__name__}")
-        if group not in self._registries:
-            self._registries.append(group)
+        self.add_registry(group)
+
+    def add_registry(self, registry: Registry | HandlerGroup) -> None:
+        """Takes the handlers of anything that collects them."""
+        if registry not in self._registries:
+            self._registries.append(registry)
 
     def set_ack_policy(self, subscription: EventSubscription | type[EventBase], policy: AckPolicy) -> None:
         """Sets the policy of the handlers with a subscription, unless their decorator gives one."""

@@ -15,7 +15,7 @@ from dispytch._core.events import EventBase
 from dispytch._core.messages import Receipt
 from dispytch._runtime.ids import new_id
 from dispytch.abc import BlockingProducer, Producer, ProducerBase
-from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, EmitTimeoutError
+from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, EmitRejectedError, EmitTimeoutError
 
 __all__ = ["EmitterBase", "EventEmitter"]
 
@@ -37,7 +37,7 @@ class EmitterBase:
             raise ConfigurationError(f"timeout is in seconds and must be positive, or None to wait for ever: {timeout}")
         if not source:
             raise ConfigurationError("source names what emits, and CloudEvents requires it: give a non-empty string")
-        self.timeout = timeout
+        self.timeout: float | None = timeout
         self._factory = MessageFactory(
             producer,
             JSONSerializer() if serializer is None else serializer,
@@ -47,6 +47,11 @@ class EmitterBase:
             new_id,
         )
         self._on_timeout: Callable[[Any], Any] | None = None
+        self._closed = False
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EmitRejectedError("the emitter is closed, so the event did not go; start() opens it again")
 
     def _all_confirmed(self, results: list[Receipt | DispytchError | None]) -> list[Receipt | None]:
         """The results without an error among them, or EmitManyError."""
@@ -90,7 +95,7 @@ class EventEmitter(EmitterBase):
         if not isinstance(producer, Producer):
             raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
         super().__init__(producer, serializer, envelope, source, timeout)
-        self.producer = producer
+        self.producer: Producer = producer
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
         """A decorator: registers what is called with the event in place of raising EmitTimeoutError; sync or async."""
@@ -112,6 +117,7 @@ class EventEmitter(EmitterBase):
             EmitRejectedError: it did not go.
             EmitTimeoutError: it may have gone.
         """
+        self._refuse_if_closed()
         (outcome,) = await self.producer.send([self._factory.make(event, id)], self.timeout)
         if isinstance(outcome, Receipt):
             return outcome
@@ -130,6 +136,7 @@ class EventEmitter(EmitterBase):
             ConfigurationError, EmitRejectedError: one cannot be emitted; nothing was sent.
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
+        self._refuse_if_closed()
         given = list(events)
         messages = self._factory.make_many(given)
         if not messages:
@@ -143,15 +150,17 @@ class EventEmitter(EmitterBase):
         return self._all_confirmed(results)
 
     async def start(self) -> None:
-        """Connects; otherwise the first `emit` does. Idempotent."""
+        """Connects; otherwise the first `emit` does. Idempotent, and opens it again after `close`."""
+        self._closed = False
         await self.producer.start()
 
     async def close(self) -> None:
-        """Flushes and disconnects. Idempotent.
+        """Flushes and disconnects. Idempotent; from now on events are refused.
 
         Raises:
             UnconfirmedError: events are left without a confirmation, with their count.
         """
+        self._closed = True
         await self.producer.stop()
 
     async def __aenter__(self) -> Self:

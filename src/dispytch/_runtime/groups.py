@@ -25,8 +25,8 @@ class HandlerGroup:
     """
 
     def __init__(self, default_topic: str | None = None, default_event: str | None = None) -> None:
-        self.default_topic = default_topic
-        self.default_event = default_event
+        self.default_topic: str | None = default_topic
+        self.default_event: str | None = default_event
         self.handlers: list[Handler] = []
 
     def handler(

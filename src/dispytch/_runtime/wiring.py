@@ -59,12 +59,12 @@ class Bound:
         dead_letter: EventRoute | None,
         limit: Limit | None,
     ) -> None:
-        self.handler = handler
+        self.handler: Handler = handler
         self.name = handler.name
         self.event = handler.event
-        self.pattern = pattern
-        self.ack_first = ack_first
-        self.dead_letter = dead_letter
+        self.pattern: Pattern = pattern
+        self.ack_first: bool = ack_first
+        self.dead_letter: EventRoute | None = dead_letter
         self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
         self.accepts_null = all(need.body.accepts_null for _, need in plan.bodies)
         self.call: Call
@@ -79,7 +79,7 @@ class Route:
     __slots__ = ("ack_first", "limits", "matches")
 
     def __init__(self, matches: Sequence[Match]) -> None:
-        self.matches = matches
+        self.matches: Sequence[Match] = matches
         self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound, _ in matches for limit in bound.limits))
         self.ack_first = bool(matches) and matches[0][0].ack_first
 
@@ -90,9 +90,9 @@ class Wired:
     def __init__(
         self, consumer: Consumer, bound: Sequence[Bound], subscriptions: Sequence[Subscription], options: Options
     ) -> None:
-        self.consumer = consumer
-        self.bound = bound
-        self.subscriptions = subscriptions
+        self.consumer: Consumer = consumer
+        self.bound: Sequence[Bound] = bound
+        self.subscriptions: Sequence[Subscription] = subscriptions
         self.open: Callable[[Delivery], Opened] = options.envelope.opener(options.deserializer, consumer.features)
         self.default_dead_letter: EventRoute | None = None
         self._matchers: dict[str | None, Matcher[Bound]] = {}

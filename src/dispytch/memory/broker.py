@@ -6,7 +6,7 @@ All methods may be called from any thread. The lock is held for lists and dictio
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -30,9 +30,11 @@ from dispytch.errors import (
     EmitRejectedError,
     EmitTimeoutError,
 )
-from dispytch.memory.groups import Cursor, Entry, Group, Member, Topic
+from dispytch.memory.groups import Cursor, Group, Member, Place, Topic
 
 __all__ = ["FaultHook", "FaultPoint", "MemoryBroker", "Record"]
+
+_NO_FAILURES: Mapping[str, int] = {}
 
 FaultPoint = Literal["reject", "lose_reply", "unreachable", "disconnect", "settle", "dead_letter", "duplicate"]
 
@@ -72,8 +74,8 @@ class MemoryBroker:
 
     def __init__(self, clock: Clock | None = None, faults: FaultHook | None = None, *, retention: int = 10_000) -> None:
         self.clock: Clock = SYSTEM_CLOCK if clock is None else clock
-        self.faults = faults
-        self.retention = retention
+        self.faults: FaultHook | None = faults
+        self.retention: int = retention
         self._lock = threading.Lock()
         self._topics: dict[str, Topic] = {}
         self._groups: dict[str, Group] = {}
@@ -88,13 +90,14 @@ class MemoryBroker:
         """What a topic keeps, oldest first."""
         with self._lock:
             found = self._topics.get(topic)
-            return [] if found is None else [_record(entry) for entry in found.log]
+            return [] if found is None else [_record(found, offset) for offset in range(found.base, found.end)]
 
     @property
     def dead_letters(self) -> list[Record]:
         """What all dead-letter topics keep."""
         with self._lock:
-            return [_record(entry) for topic in self._topics.values() if topic.is_dead for entry in topic.log]
+            dead = [topic for topic in self._topics.values() if topic.is_dead]
+            return [_record(topic, offset) for topic in dead for offset in range(topic.base, topic.end)]
 
     # --- for producers
 
@@ -134,7 +137,7 @@ class MemoryBroker:
         if topic is None:
             topic = self._add_topic(name, is_dead)
         offset = topic.base + len(topic.log)
-        topic.log.append(Entry(name, offset, message.key, message.headers, message.payload, now))
+        topic.log.append((message.key, message.headers, message.payload, now))
         touched[name] = topic
         return Receipt(message.id, name, None, offset)
 
@@ -205,7 +208,7 @@ class MemoryBroker:
             raise BrokerUnreachableError("the memory broker broke off: a fault that the test asked for")
         others: set[Member] = set()
         with self._lock:
-            taken = [_delivery(entry) for _, entry in member.group.take(member, limit, others)]
+            taken = [_delivery(*place) for place in member.group.take(member, limit, others)]
         for other in others:
             other.wake()
         return taken
@@ -228,16 +231,17 @@ class MemoryBroker:
                         continue
                     for message in settlement.dead_letters:
                         self._append(message, True, touched, int(self.clock.time() * 1000))
-                held = member.group.put_down(member, delivery.token)
-                if held is None:
+                place: Place = delivery.token
+                if not member.group.put_down(member, place):
                     continue  # acknowledged before, or no longer this member's
-                cursor, entry = held
+                cursor, offset = place
                 if settlement.outcome is Outcome.RELEASE:
-                    entry.failures = settlement.failures
-                    member.group.give_back([held])
-                    touched[entry.topic] = cursor.topic
+                    cursor.failures[offset] = settlement.failures
+                    member.group.give_back([place])
+                    touched[cursor.topic.name] = cursor.topic
                 else:
-                    cursor.tracker.done(entry.offset)
+                    cursor.tracker.done(offset)
+                    cursor.failures.pop(offset, None)
                     advanced[cursor] = None
             for cursor in advanced:
                 self._trim(cursor)
@@ -259,18 +263,21 @@ class MemoryBroker:
             return sum(cursor.waiting for cursor in member.cursors) + len(member.inbox)
 
 
-def _delivery(entry: Entry) -> Delivery:
+def _delivery(cursor: Cursor, offset: int) -> Delivery:
+    topic = cursor.topic.name
+    key, headers, payload, timestamp_ms = cursor.topic.row(offset)
     return Delivery(
-        entry.topic,
-        entry.payload,
-        entry.headers,
-        timestamp_ms=entry.timestamp_ms,
-        key=entry.key,
-        position=f"{entry.topic}/{entry.offset}",
-        failures=entry.failures,
-        token=(entry.topic, entry.offset),
+        topic,
+        payload,
+        headers,
+        timestamp_ms=timestamp_ms,
+        key=key,
+        position=f"{topic}/{offset}",
+        failures=cursor.failures.get(offset, _NO_FAILURES),
+        token=(cursor, offset),
     )
 
 
-def _record(entry: Entry) -> Record:
-    return Record(entry.topic, entry.offset, entry.key, entry.headers, entry.payload, read_dead_letter(entry.headers))
+def _record(topic: Topic, offset: int) -> Record:
+    key, headers, payload, _ = topic.row(offset)
+    return Record(topic.name, offset, key, headers, payload, read_dead_letter(headers))

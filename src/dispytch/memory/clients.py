@@ -10,6 +10,7 @@ import anyio.lowlevel
 from dispytch._bridge import Waker
 from dispytch.abc import (
     BlockingProducer,
+    Clock,
     Consumer,
     Delivery,
     EventConfig,
@@ -33,7 +34,7 @@ __all__ = ["BlockingMemoryProducer", "MemoryConsumer", "MemoryProducer"]
 
 class _Sender(ProducerBase):
     transport: ClassVar[str] = "memory"
-    features = Features()
+    features: Features = Features()
     route_type: ClassVar[type[EventRoute]] = MemoryEventRoute
     config_type: ClassVar[type[EventConfig]] = MemoryEventConfig
 
@@ -43,7 +44,7 @@ class _Sender(ProducerBase):
                 f"{type(self).__name__} needs the MemoryBroker that its consumers use, not "
                 f"{type(broker).__name__}; for a URL use producer_from_url('memory://name')"
             )
-        self.broker = broker
+        self.broker: MemoryBroker = broker
 
     def route_for(self, topic: str) -> EventRoute:
         return MemoryEventRoute(topic)
@@ -97,7 +98,7 @@ class MemoryConsumer(Consumer):
     """
 
     transport: ClassVar[str] = "memory"
-    features = Features()
+    features: Features = Features()
 
     def __init__(
         self,
@@ -114,11 +115,11 @@ class MemoryConsumer(Consumer):
             )
         if start_from not in ("earliest", "latest"):
             raise ConfigurationError(f"start_from={start_from!r}: choose 'earliest' or 'latest'")
-        self.broker = broker
-        self.group_id = group_id
-        self.start_from = start_from
-        self.max_payload_bytes = max_payload_bytes
-        self.clock = broker.clock
+        self.broker: MemoryBroker = broker
+        self.group_id: str = group_id
+        self.start_from: Literal["earliest", "latest"] = start_from
+        self.max_payload_bytes: int = max_payload_bytes
+        self.clock: Clock = broker.clock
         self._member: Member | None = None
         self._waker: Waker | None = None
 

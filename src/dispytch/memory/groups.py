@@ -10,74 +10,69 @@ from dispytch._core.patterns import Matcher
 from dispytch._core.tracker import Tracker
 from dispytch.abc import Headers, Subscription
 
-__all__ = ["Cursor", "Entry", "Group", "Member", "Topic"]
-
-_NO_FAILURES: Mapping[str, int] = {}
+__all__ = ["Cursor", "Group", "Member", "Place", "Row", "Topic"]
 
 
-class Entry:
-    """A message in a topic's log."""
+Row = tuple[bytes | None, Headers, bytes | None, int]
+"""A message in a topic's log: key, headers, payload, milliseconds since the epoch.
 
-    __slots__ = ("failures", "headers", "key", "offset", "payload", "timestamp_ms", "topic")
+A plain tuple, which the garbage collector soon leaves alone: a backlog of a million messages costs it nothing.
+"""
 
-    def __init__(
-        self, topic: str, offset: int, key: bytes | None, headers: Headers, payload: bytes | None, timestamp_ms: int
-    ) -> None:
-        self.topic = topic
-        self.offset = offset
-        self.key = key
-        self.headers = headers
-        self.payload = payload
-        self.timestamp_ms = timestamp_ms
-        self.failures = _NO_FAILURES
+Place = tuple["Cursor", int]
+"""An offset in a topic that a group reads."""
 
 
 class Topic:
     """A topic's log, with what reads it."""
 
     def __init__(self, name: str, is_dead: bool) -> None:
-        self.name = name
-        self.is_dead = is_dead
+        self.name: str = name
+        self.is_dead: bool = is_dead
         self.base = 0
         """The offset of the first entry that is still kept."""
-        self.log: list[Entry] = []
+        self.log: list[Row] = []
         self.readers: list[Cursor] = []
 
     @property
     def end(self) -> int:
         return self.base + len(self.log)
 
+    def row(self, offset: int) -> Row:
+        return self.log[offset - self.base]
+
 
 class Cursor:
     """How far a group has come in a topic."""
 
-    __slots__ = ("group", "next", "returned", "settled", "topic", "tracker")
+    __slots__ = ("failures", "group", "next", "returned", "settled", "topic", "tracker")
 
     def __init__(self, group: Group, topic: Topic, start: int) -> None:
-        self.group = group
-        self.topic = topic
-        self.next = start
-        self.settled = start
+        self.group: Group = group
+        self.topic: Topic = topic
+        self.next: int = start
+        self.settled: int = start
         """Everything before this offset is acknowledged."""
-        self.tracker = Tracker()
-        self.returned: deque[Entry] = deque()
-        """Handed back, in order of offset: delivered again before anything new."""
+        self.tracker: Tracker = Tracker()
+        self.returned: deque[int] = deque()
+        """Handed back, in order: delivered again before anything new."""
+        self.failures: dict[int, Mapping[str, int]] = {}
+        """What is known of the failures of what was handed back."""
 
-    def give_back(self, entries: Sequence[Entry]) -> None:
+    def give_back(self, offsets: Sequence[int]) -> None:
         """Takes entries back, so that they are delivered again."""
-        self.returned = deque(sorted((*self.returned, *entries), key=_offset))
+        self.returned = deque(sorted((*self.returned, *offsets)))
 
-    def upcoming(self, limit: int) -> Iterator[Entry]:
+    def upcoming(self, limit: int) -> Iterator[int]:
         """The next entries, at most ``limit``; what was handed back comes first."""
         while self.returned and limit > 0:
             limit -= 1
             yield self.returned.popleft()
         self.next = max(self.next, self.topic.base)
-        start = self.next - self.topic.base
-        for entry in self.topic.log[start : start + limit]:
-            self.tracker.add(entry.offset)
-            self.next = entry.offset + 1
-            yield entry
+        for offset in range(self.next, min(self.next + limit, self.topic.end)):
+            self.tracker.add(offset)
+            self.next = offset + 1
+            yield offset
 
     @property
     def waiting(self) -> int:
@@ -93,22 +88,18 @@ class Cursor:
         return True
 
 
-def _offset(entry: Entry) -> int:
-    return entry.offset
-
-
 class Member:
     """A consumer of a group."""
 
     def __init__(self, group: Group, wake: Callable[[], None]) -> None:
-        self.group = group
-        self.wake = wake
+        self.group: Group = group
+        self.wake: Callable[[], None] = wake
         self.subscriptions: tuple[Subscription, ...] = ()
         self._matchers: dict[str | None, Matcher[None]] = {}
         self.cursors: deque[Cursor] = deque()
-        self.held: dict[tuple[str, int], tuple[Cursor, Entry]] = {}
+        self.held: set[Place] = set()
         """What was delivered and is not settled."""
-        self.inbox: deque[tuple[Cursor, Entry]] = deque()
+        self.inbox: deque[Place] = deque()
         """What another member came across, and is this one's by its key."""
 
     def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
@@ -134,12 +125,12 @@ class Group:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self.subscribed = False
         self.cursors: dict[str, Cursor] = {}
         self.members: list[Member] = []
         self._in_hand: dict[tuple[str, bytes], tuple[Member, int]] = {}
-        self._moving: dict[tuple[str, bytes], deque[tuple[Cursor, Entry]]] = {}
+        self._moving: dict[tuple[str, bytes], deque[Place]] = {}
 
     def add(self, member: Member) -> None:
         self.members.append(member)
@@ -147,7 +138,7 @@ class Group:
 
     def remove(self, member: Member) -> None:
         self.members.remove(member)
-        self.give_back([*member.held.values(), *member.inbox])
+        self.give_back([*member.held, *member.inbox])
         member.held.clear()
         member.inbox.clear()
 
@@ -160,78 +151,89 @@ class Group:
         if cursor not in member.cursors:
             member.cursors.append(cursor)
 
-    def take(self, member: Member, limit: int, others: set[Member]) -> list[tuple[Cursor, Entry]]:
+    def take(self, member: Member, limit: int, others: set[Member]) -> list[Place]:
         """The next entries for a member, at most ``limit``; members who got something meanwhile go to ``others``."""
-        taken: list[tuple[Cursor, Entry]] = []
+        taken: list[Place] = []
         while member.inbox and len(taken) < limit:
-            taken.append(self._hand_over(member, *member.inbox.popleft()))
+            taken.append(self._hand_over(member, member.inbox.popleft()))
         alone = len(self.members) == 1
         for _ in range(len(member.cursors)):
             cursor = member.cursors[0]
             member.cursors.rotate(-1)  # the next time another topic is first
             while len(taken) < limit and cursor.waiting:
-                for entry in cursor.upcoming(limit - len(taken)):
-                    if alone or self._is_for(member, cursor, entry, others):
-                        taken.append(self._hand_over(member, cursor, entry))
+                for offset in cursor.upcoming(limit - len(taken)):
+                    place = (cursor, offset)
+                    if alone:
+                        member.held.add(place)
+                        taken.append(place)
+                    elif self._is_for(member, place, others):
+                        taken.append(self._hand_over(member, place))
         return taken
 
-    def put_down(self, member: Member, token: tuple[str, int]) -> tuple[Cursor, Entry] | None:
-        """Ends a member's hold of an entry; ``None`` if it has none."""
-        held = member.held.pop(token, None)
-        if held is None or held[1].key is None or len(self.members) < 2:
-            return held
-        key = (held[1].topic, held[1].key)
-        owner, count = self._in_hand.pop(key, (member, 1))
-        if count > 1:
-            self._in_hand[key] = (owner, count - 1)
-        elif key in self._moving:
-            moved = self._moving.pop(key)
-            target = self._target(*moved[0])
-            target.inbox.extend(moved)
-            target.wake()
-        return held
-
-    def _hand_over(self, member: Member, cursor: Cursor, entry: Entry) -> tuple[Cursor, Entry]:
-        member.held[entry.topic, entry.offset] = (cursor, entry)
-        if entry.key is not None and len(self.members) > 1:
-            key = (entry.topic, entry.key)
-            self._in_hand[key] = (member, self._in_hand.get(key, (member, 0))[1] + 1)
-        return cursor, entry
-
-    def _is_for(self, member: Member, cursor: Cursor, entry: Entry, others: set[Member]) -> bool:
-        if entry.key is None:
-            return True
-        target = self._target(cursor, entry)
-        key = (entry.topic, entry.key)
-        if self._in_hand.get(key, (target, 0))[0] is not target:
-            self._moving.setdefault(key, deque()).append((cursor, entry))
+    def put_down(self, member: Member, place: Place) -> bool:
+        """Ends a member's hold of an entry; False if it has none."""
+        if place not in member.held:
             return False
-        if target is member:
-            return True
-        target.inbox.append((cursor, entry))
-        others.add(target)
-        return False
+        member.held.remove(place)
+        if len(self.members) > 1 and (key := _key(place)) is not None:
+            owner, count = self._in_hand.pop(key, (member, 1))
+            if count > 1:
+                self._in_hand[key] = (owner, count - 1)
+            elif key in self._moving:
+                moved = self._moving.pop(key)
+                target = self._target(moved[0], key)
+                target.inbox.extend(moved)
+                target.wake()
+        return True
 
-    def _target(self, cursor: Cursor, entry: Entry) -> Member:
-        readers = [member for member in self.members if cursor in member.cursors]
-        return readers[crc32(entry.key or b"") % len(readers)]
-
-    def give_back(self, entries: list[tuple[Cursor, Entry]]) -> None:
+    def give_back(self, places: Sequence[Place]) -> None:
         """Takes entries back, and with them all that wait for a member, so that everything is handed out in order."""
-        given_back = [*entries]
+        returned = [*places]
         for waiting in [*self._moving.values(), *(member.inbox for member in self.members)]:
-            given_back += waiting
+            returned += waiting
             waiting.clear()
         self._moving.clear()
-        by_cursor: dict[Cursor, list[Entry]] = {}
-        for cursor, entry in given_back:
-            by_cursor.setdefault(cursor, []).append(entry)
-        for cursor, returned in by_cursor.items():
-            cursor.give_back(returned)
+        by_cursor: dict[Cursor, list[int]] = {}
+        for cursor, offset in returned:
+            by_cursor.setdefault(cursor, []).append(offset)
+        for cursor, offsets in by_cursor.items():
+            cursor.give_back(offsets)
         self._in_hand.clear()
         if len(self.members) > 1:
             for member in self.members:
-                for _, entry in member.held.values():
-                    if entry.key is not None:
-                        key = (entry.topic, entry.key)
-                        self._in_hand[key] = (member, self._in_hand.get(key, (member, 0))[1] + 1)
+                for place in member.held:
+                    self._note(member, place)
+
+    def _hand_over(self, member: Member, place: Place) -> Place:
+        member.held.add(place)
+        if len(self.members) > 1:
+            self._note(member, place)
+        return place
+
+    def _note(self, member: Member, place: Place) -> None:
+        if (key := _key(place)) is not None:
+            self._in_hand[key] = (member, self._in_hand.get(key, (member, 0))[1] + 1)
+
+    def _is_for(self, member: Member, place: Place, others: set[Member]) -> bool:
+        key = _key(place)
+        if key is None:
+            return True
+        target = self._target(place, key)
+        if self._in_hand.get(key, (target, 0))[0] is not target:
+            self._moving.setdefault(key, deque()).append(place)
+            return False
+        if target is member:
+            return True
+        target.inbox.append(place)
+        others.add(target)
+        return False
+
+    def _target(self, place: Place, key: tuple[str, bytes]) -> Member:
+        readers = [member for member in self.members if place[0] in member.cursors]
+        return readers[crc32(key[1]) % len(readers)]
+
+
+def _key(place: Place) -> tuple[str, bytes] | None:
+    cursor, offset = place
+    key = cursor.topic.row(offset)[0]
+    return None if key is None else (cursor.topic.name, key)

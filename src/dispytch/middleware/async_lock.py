@@ -39,8 +39,8 @@ class AsyncLock(Middleware):
     ) -> None:
         if concurrency_limit < 1:
             raise ConfigurationError(f"concurrency_limit must be at least 1, not {concurrency_limit}")
-        self.key_extractor = key_extractor
-        self.concurrency_limit = concurrency_limit
+        self.key_extractor: Callable[[EventHandlerContext], Hashable | Awaitable[Hashable]] | None = key_extractor
+        self.concurrency_limit: int = concurrency_limit
         self._gates: dict[Hashable, _Gate] = {}
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:

@@ -19,7 +19,7 @@ class Filter(Middleware):
     """
 
     def __init__(self, predicate: Callable[[EventHandlerContext], bool | Awaitable[bool]]) -> None:
-        self.predicate = predicate
+        self.predicate: Callable[[EventHandlerContext], bool | Awaitable[bool]] = predicate
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
         if await call(self.predicate, ctx):

@@ -35,7 +35,7 @@ class _Listed(RetryPolicy):
             raise ConfigurationError(f"retries cannot be negative: {retries}")
         if isinstance(retry_on, type):
             raise ConfigurationError(f"retry_on takes a list of exception classes: retry_on=[{retry_on.__name__}]")
-        self.retries = retries
+        self.retries: int = retries
         self.retry_on: tuple[type[Exception], ...] = (Exception,) if retry_on is None else tuple(retry_on)
         for kind in self.retry_on:
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
@@ -72,8 +72,8 @@ class ExponentialBackoffWithFullJitter(_Listed):
         super().__init__(retries, retry_on)
         if base_delay_sec < 0 or max_delay_sec < 0:
             raise ConfigurationError("delays are in seconds and cannot be negative")
-        self.base_delay_sec = base_delay_sec
-        self.max_delay_sec = max_delay_sec
+        self.base_delay_sec: float = base_delay_sec
+        self.max_delay_sec: float = max_delay_sec
 
     def _delay(self, failures: int) -> float:
         bound = min(self.max_delay_sec, self.base_delay_sec * 2.0 ** min(failures - 1, 60))
@@ -95,7 +95,7 @@ class FixedDelay(_Listed):
         super().__init__(retries, retry_on)
         if delay_sec < 0:
             raise ConfigurationError("delays are in seconds and cannot be negative")
-        self.delay_sec = delay_sec
+        self.delay_sec: float = delay_sec
 
     def _delay(self, failures: int) -> float:
         return self.delay_sec
@@ -116,7 +116,7 @@ class Retry(Middleware):
             raise ConfigurationError(
                 f"Retry needs a policy, not {policy!r}; for instance Retry(ExponentialBackoffWithFullJitter(retries=5))"
             )
-        self.policy = policy
+        self.policy: RetryPolicy = policy
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
         failures = 0

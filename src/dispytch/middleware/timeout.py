@@ -27,7 +27,7 @@ class Timeout(Middleware):
     def __init__(self, seconds: float) -> None:
         if seconds <= 0:
             raise ConfigurationError(f"Timeout is in seconds and must be positive: {seconds}")
-        self.seconds = seconds
+        self.seconds: float = seconds
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
         with anyio.move_on_after(self.seconds) as scope:

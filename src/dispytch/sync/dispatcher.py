@@ -16,7 +16,7 @@ from dispytch._bridge import Loop, in_event_loop
 from dispytch._core.ack import AckPolicy
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
-from dispytch._core.handlers import DeadLetterTarget, Router
+from dispytch._core.handlers import DeadLetterTarget, Registry, Router
 from dispytch._runtime.dispatcher import EventDispatcher as AsyncDispatcher
 from dispytch._runtime.dispatcher import Health, Lifespan, loop_options
 from dispytch._runtime.groups import HandlerGroup
@@ -26,7 +26,7 @@ from dispytch.errors import ConfigurationError
 __all__ = ["EventDispatcher"]
 
 
-class EventDispatcher:
+class EventDispatcher(Registry):
     """Receives from consumers and calls handlers, beside a blocking program.
 
     Handlers may be plain functions, which run in worker threads, or async ones, which run in the background thread's
@@ -60,6 +60,7 @@ class EventDispatcher:
         backend: Literal["asyncio", "trio"] = "asyncio",
         use_uvloop: bool = False,
     ) -> None:
+        super().__init__()  # the middleware is the inner dispatcher's
         self._inner = AsyncDispatcher(
             *consumers,
             deserializer=deserializer,
@@ -78,8 +79,7 @@ class EventDispatcher:
         )
         self._backend = backend
         self._options = loop_options(backend, use_uvloop)
-        # The decorator itself, and not a method that calls it: it looks at the frame where it is applied.
-        self.handler = self._inner.handler
+        self._inner.add_registry(self)
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._loop: Loop | None = None

@@ -22,7 +22,7 @@ from dispytch.errors import ConfigurationError, DispytchError, EmitTimeoutError
 
 __all__ = ["EventEmitter"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 
 class EventEmitter(EmitterBase):
@@ -52,7 +52,7 @@ class EventEmitter(EmitterBase):
     ) -> None:
         if not isinstance(producer, Producer | BlockingProducer):
             raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
-        self.producer = producer.blocking() if isinstance(producer, Producer) else producer
+        self.producer: BlockingProducer = producer.blocking() if isinstance(producer, Producer) else producer
         super().__init__(self.producer, serializer, envelope, source, timeout)
         _open.add(self)
 
@@ -79,6 +79,7 @@ class EventEmitter(EmitterBase):
             EmitTimeoutError: it may have gone.
         """
         _refuse_loop()
+        self._refuse_if_closed()
         (outcome,) = self.producer.send([self._factory.make(event, id)], self.timeout)
         if isinstance(outcome, Receipt):
             return outcome
@@ -98,6 +99,7 @@ class EventEmitter(EmitterBase):
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
         _refuse_loop()
+        self._refuse_if_closed()
         given = list(events)
         messages = self._factory.make_many(given)
         if not messages:
@@ -111,16 +113,18 @@ class EventEmitter(EmitterBase):
         return self._all_confirmed(results)
 
     def start(self) -> None:
-        """Connects; otherwise the first `emit` does. Idempotent."""
+        """Connects; otherwise the first `emit` does. Idempotent, and opens it again after `close`."""
         _refuse_loop()
+        self._closed = False
         self.producer.start()
 
     def close(self) -> None:
-        """Flushes and disconnects. Idempotent; emitting again connects again.
+        """Flushes and disconnects. Idempotent; from now on events are refused.
 
         Raises:
             UnconfirmedError: events are left without a confirmation, with their count.
         """
+        self._closed = True
         self.producer.stop()
 
     def __enter__(self) -> Self:

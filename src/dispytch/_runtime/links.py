@@ -1,0 +1,124 @@
+"""A consumer at work: what it has given, what is to be told to it, and the telling."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+import anyio
+
+from dispytch._core.context import Pause
+from dispytch._core.messages import Settlement
+from dispytch._runtime.wiring import Wired
+from dispytch.errors import BrokerUnreachableError, DeliveryError, DispytchError
+
+__all__ = ["SETTLE_TIMEOUT", "Link"]
+
+logger = logging.getLogger("dispytch")
+
+SETTLE_TIMEOUT = 10.0
+"""Seconds that one round of settling may take before it is tried again."""
+
+
+class _Signal:
+    """Wakes one waiting task of the same loop; signals that come before it waits are one."""
+
+    __slots__ = ("_event", "_set")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._set = False
+
+    def set(self) -> None:
+        if not self._set:
+            self._set = True
+            self._event.set()
+
+    async def wait(self) -> None:
+        if not self._set:
+            await self._event.wait()
+        self._event = anyio.Event()
+        self._set = False
+
+
+class Link:
+    """A consumer with its handlers, and the outcomes that wait to be sent to it.
+
+    Args:
+        concurrency: How many events the dispatcher handles at once; with the consumer's prefetch, how many are held.
+        pause: Waits by the consumer's clock, and returns False at once when the dispatcher stops.
+    """
+
+    def __init__(self, wired: Wired, concurrency: int, pause: Pause) -> None:
+        self.wired: Wired = wired
+        self.consumer = wired.consumer
+        self.name = type(wired.consumer).__name__
+        prefetch = self.consumer.prefetch
+        self.window = concurrency + (concurrency if prefetch is None else prefetch)
+        self.pause: Pause = pause
+        self.held = 0
+        """Deliveries received and not settled."""
+        self.outbox: list[Settlement] = []
+        self.room = _Signal()
+        self.connected = True
+        self._to_settle = _Signal()
+
+    def settle(self, settlement: Settlement) -> None:
+        """Has an outcome sent with the next batch."""
+        self.outbox.append(settlement)
+        self._to_settle.set()
+
+    def let_go(self, count: int) -> None:
+        """Notes that deliveries are settled, and wakes the feeder when there is room for a good batch."""
+        self.held -= count
+        if self.held <= self.window // 2:
+            self.room.set()
+
+    async def settle_for_ever(self) -> None:
+        """Sends outcomes as they come, in batches."""
+        delay = 0.05
+        while True:
+            await self._to_settle.wait()
+            while self.outbox:
+                if await self._settle_batch():
+                    delay = 0.05
+                else:
+                    await anyio.sleep(delay * (0.5 + random.random() / 2))  # noqa: S311 - no secret
+                    delay = min(delay * 2, 5.0)
+
+    async def flush(self) -> None:
+        """Sends what is left at the end."""
+        tries = 0
+        while self.outbox and tries < 3:
+            tries += 1
+            await self._settle_batch()
+        if self.outbox:
+            logger.error(
+                "%d events of %s could not be settled before the stop; the broker will deliver them again.",
+                len(self.outbox),
+                self.name,
+            )
+
+    async def _settle_batch(self) -> bool:
+        """Settles what is in the outbox; False if some of it has to be tried again."""
+        batch, self.outbox = self.outbox, []
+        failed: Sequence[tuple[Settlement, DispytchError]]
+        try:
+            # Cut off half-way, nobody would know what was acknowledged, so a stop waits for it, but not for ever.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_TIMEOUT) as scope:
+                failed = await self.consumer.settle(batch)
+            if scope.cancelled_caught:
+                error = DeliveryError(f"settling took over {SETTLE_TIMEOUT:g} s")
+                failed = [(settlement, error) for settlement in batch]
+        except BrokerUnreachableError as unreachable:
+            failed = [(settlement, unreachable) for settlement in batch]
+        except BaseException:
+            self.outbox[:0] = batch
+            raise
+        self.let_go(len(batch) - len(failed))
+        if not failed:
+            return True
+        self.outbox[:0] = [settlement for settlement, _ in failed]
+        logger.warning("%s could not settle %d events, and tries again: %s", self.name, len(failed), failed[0][1])
+        return False
