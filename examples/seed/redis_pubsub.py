@@ -9,13 +9,13 @@ import asyncio
 import os
 
 import anyio
-from dispytch.redis import RedisConsumer, RedisEventSubscription, RedisProducer
 from loops import run
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter
 from dispytch.errors import ConfigurationError
+from dispytch.redis import RedisConsumer, RedisEventSubscription, RedisProducer
 
 URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 
@@ -52,6 +52,10 @@ async def main() -> None:
             await handled.wait()
     except ConfigurationError as error:
         print(f"refused: {error}")
+    finally:
+        if running_on_asyncio():  # a client that was handed in is its owner's to close
+            await pubsub.aclose()
+            await redis.aclose()
 
 
 def running_on_asyncio() -> bool:

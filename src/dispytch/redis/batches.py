@@ -32,9 +32,9 @@ class Batch:
     """
 
     def __init__(self, messages: Sequence[Message], address: str, timeout: float | None) -> None:
-        self.handed_over = 0
+        self.handed_over: int = 0
         self.connection: Any = None
-        self.aborted = False
+        self.aborted: bool = False
         self._messages = messages
         self._address = address
         self._outcomes: list[Receipt | EmitError] = []

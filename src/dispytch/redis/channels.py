@@ -134,8 +134,8 @@ class Channels:
         subscriptions: What the handlers want.
         only_wanted: Whether what no handler wants is left out; dead letters always are, unless named.
         """
-        self.channels = tuple(channels)
-        self.patterns = tuple(patterns)
+        self.channels: tuple[bytes, ...] = tuple(channels)
+        self.patterns: tuple[bytes, ...] = tuple(patterns)
         self._literals = frozenset(self.channels)
         self._expressions = [(glob, glob_expression(glob)) for glob in self.patterns]
         self._only_wanted = only_wanted

@@ -24,12 +24,12 @@ from dispytch.redis.channels import Channels, encode
 from dispytch.redis.links import AsyncioLink, AsyncioPubSubLink, Link, warn_of_gap
 from dispytch.redis.producer import FEATURES, RedisProducer
 from dispytch.redis.routes import RedisEventRoute
-from dispytch.redis.source import Source, import_redis
+from dispytch.redis.source import Source, import_redis, is_asyncio
 from dispytch.redis.threads import PubSubThreadLink, ThreadLink
 
 __all__ = ["RedisConsumer"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 _LETTER_TIMEOUT = 5.0
 
@@ -66,7 +66,7 @@ class RedisConsumer(Consumer):
         if driver not in (None, "asyncio", "thread"):
             raise ConfigurationError(f"driver={driver!r}: choose 'asyncio' or 'thread', or leave it out")
         self.group_id = "default"
-        self.max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes: int = max_payload_bytes
         self._pubsub: Any = None
         if isinstance(redis, str):
             self._source = Source.from_url(redis)
@@ -209,11 +209,11 @@ class RedisConsumer(Consumer):
 
 def _pubsub_source(pubsub: Any) -> Source:
     redis = import_redis()
-    if isinstance(pubsub, redis.asyncio.client.PubSub):
+    if is_asyncio(pubsub) and hasattr(pubsub, "psubscribe"):
         return Source.from_pool(pubsub.connection_pool, "asyncio")
     if isinstance(pubsub, redis.client.PubSub):
         return Source.from_pool(pubsub.connection_pool, "blocking")
-    if isinstance(pubsub, redis.asyncio.Redis | redis.Redis):
+    if is_asyncio(pubsub) or isinstance(pubsub, redis.Redis):
         raise ConfigurationError(
             "RedisConsumer takes a URL or a PubSub object, not a client: write RedisConsumer(client.pubsub()), after "
             "subscribing that to its channels"

@@ -18,7 +18,7 @@ from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import
 
 __all__ = ["AsyncioLink", "AsyncioPubSubLink", "Link", "pubsub_reply", "warn_of_gap"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 READ_SIZE = 64 * 1024
 _PUBSUB_WAIT = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from dispytch.redis.batches import Batch
 from dispytch.redis.blocking import BlockingDriver
 from dispytch.redis.loops import AsyncioDriver, LoopDriver, ThreadDriver
 from dispytch.redis.routes import RedisEventConfig, RedisEventRoute
-from dispytch.redis.source import Source, import_redis
+from dispytch.redis.source import Source, import_redis, is_asyncio
 
 __all__ = ["FEATURES", "BlockingRedisProducer", "RedisProducer"]
 
@@ -41,7 +42,7 @@ def _source(client: Any, asked_by: str) -> Source:
     if isinstance(client, str):
         return Source.from_url(client)
     redis = import_redis()
-    if isinstance(client, redis.asyncio.Redis):
+    if is_asyncio(client) and isinstance(client, sys.modules["redis.asyncio"].Redis):
         return Source.from_pool(client.connection_pool, "asyncio")
     if isinstance(client, redis.Redis):
         return Source.from_pool(client.connection_pool, "blocking")

@@ -35,7 +35,7 @@ _LEFT_OUT = ("parser_class", "maint_notifications_config", "maint_notifications_
 
 @cache
 def import_redis() -> Any:
-    """The redis package, with ``redis.asyncio``.
+    """The redis package.
 
     Raises:
         MissingExtraError: it is not installed, or hiredis is not.
@@ -43,10 +43,14 @@ def import_redis() -> Any:
     try:
         import hiredis  # noqa: F401
         import redis
-        import redis.asyncio
     except ImportError as error:
         raise MissingExtraError('Redis needs its client library: pip install "dispytch[redis]"') from error
     return redis
+
+
+def is_asyncio(client: Any) -> bool:
+    """Whether a client object is one of redis.asyncio."""
+    return any(kind.__module__.startswith("redis.asyncio") for kind in type(client).__mro__)
 
 
 class Source:
@@ -65,16 +69,14 @@ class Source:
         *,
         world: Literal["both", "asyncio", "blocking"],
         kind: Any,
-        async_kind: Any,
         max_connections: int | None = None,
     ) -> None:
-        self.address = address
-        self.world = world
-        self.max_connections = max_connections
+        self.address: str = address
+        self.world: Literal["both", "asyncio", "blocking"] = world
+        self.max_connections: int | None = max_connections
         self.connect_timeout: float = options.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._options = options
         self._kind = kind
-        self._async_kind = async_kind
 
     def __repr__(self) -> str:
         return f"<Redis at {self.address}>"
@@ -108,14 +110,12 @@ class Source:
         limit = options.get("max_connections")
         for name in _POOL_OPTIONS:
             options.pop(name, None)
-        kind, async_kind = redis.Connection, redis.asyncio.Connection
-        if parts.scheme == "rediss":
-            kind, async_kind = redis.SSLConnection, redis.asyncio.SSLConnection
-            if options.get("ssl_cert_reqs", "required") != "none":
-                options.setdefault("ssl_check_hostname", True)  # redis-py before 6 did not look
+        kind = redis.SSLConnection if parts.scheme == "rediss" else redis.Connection
+        if parts.scheme == "rediss" and options.get("ssl_cert_reqs", "required") != "none":
+            options.setdefault("ssl_check_hostname", True)  # redis-py before 6 did not look
         options.setdefault("socket_keepalive", True)
         address = f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        source = cls(address, options, world="both", kind=kind, async_kind=async_kind, max_connections=limit)
+        source = cls(address, options, world="both", kind=kind, max_connections=limit)
         source._check(parts.scheme == "rediss")
         return source
 
@@ -124,7 +124,7 @@ class Source:
         """The way that a ready-made client's pool connects; the pool itself and its connections are left alone."""
         options = {name: value for name, value in pool.connection_kwargs.items() if name not in _LEFT_OUT}
         address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        return cls(address, options, world=world, kind=pool.connection_class, async_kind=pool.connection_class)
+        return cls(address, options, world=world, kind=pool.connection_class)
 
     def blocking(self) -> Any:
         """A new connection of the blocking client, not connected."""
@@ -132,7 +132,12 @@ class Source:
 
     def asyncio(self) -> Any:
         """A new connection of the asyncio client, not connected."""
-        return self._make(self._async_kind)
+        if self.world != "both":
+            return self._make(self._kind)
+        import redis.asyncio
+
+        # Only here: blocking code needs nothing of it.
+        return self._make(getattr(redis.asyncio, self._kind.__name__))
 
     def _make(self, kind: Any) -> Any:
         connection = kind(**{**self._options, **_OWN_OPTIONS})

@@ -23,7 +23,7 @@ from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import
 
 __all__ = ["PubSubThreadLink", "ThreadLink"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 _MOST_WAITING = 16
 """Batches that wait for the loop before the thread stops reading; a batch is what came in at most 64 KiB."""
@@ -35,9 +35,9 @@ class _Reader(Link):
     """The thread, and what it shares with the loop. Methods with a leading underscore run in the thread."""
 
     def __init__(self, channels: Channels, address: str) -> None:
-        self.channels = channels
-        self.address = address
-        self.stopping = False
+        self.channels: Channels = channels
+        self.address: str = address
+        self.stopping: bool = False
         self._batches: deque[list[Delivery]] = deque()
         self._room = threading.Condition()
         self._is_open = False
