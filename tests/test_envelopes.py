@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ import pytest
 from cloudevents.core.bindings import kafka
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter
@@ -457,6 +460,74 @@ async def test_malformed_messagepack_is_dead_lettered(payload: bytes) -> None:
     publish(wire.broker, "orders", payload)
     await run(wire.dispatcher)
     assert [error.partition(":")[0] for error in errors(wire.broker)] == ["DecodeError"]
+
+
+ODD = st.sampled_from(
+    [
+        "",
+        "1.0",
+        "a",
+        "\0",
+        "AAAA",
+        '[["a", "b"]]',
+        "2024-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+23:59",
+        1e308,
+        10**19,
+        -1,
+    ]
+)
+MEMBERS = st.sampled_from(
+    ["specversion", "id", "type", "time", "timestamp", "data", "data_base64", "body", "partitionkey", "dispytchheaders"]
+)
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.floats() | ODD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MEMBERS, inner, max_size=8),
+    max_leaves=8,
+)
+PAYLOADS = st.none() | st.binary(max_size=12) | DOCUMENTS.map(lambda value: json.dumps(value).encode())
+HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from(["ce_specversion", "ce_id", "ce_type", "ce_time", "content-type", "traceparent", "\ud800", ""])
+        | st.sampled_from(["dispytch-dead-error", "dispytch-dead-source", "dispytch-dead-attempts"]),
+        st.sampled_from([b"1.0", b"application/cloudevents+json", b"9" * 30, b"\xc2\xb2"]) | st.binary(max_size=5),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=14, deadline=None)  # over the loops and envelopes: 10,000 inputs for each codec
+@given(messages=st.lists(st.tuples(PAYLOADS, HEADERS, st.none() | st.binary(max_size=3)), min_size=40, max_size=80))
+@pytest.mark.anyio
+@pytest.mark.parametrize("codec", [JSONDeserializer, MessagePackDeserializer])
+@pytest.mark.parametrize(
+    ("envelope", "features"),
+    [
+        (CloudEventsEnvelope(), WITH_HEADERS),
+        (CloudEventsEnvelope(), NO_HEADERS),
+        (BareEnvelope("type"), WITH_HEADERS),
+        (ClassicEnvelope(), WITH_HEADERS),
+    ],
+    ids=["binary", "structured", "bare", "classic"],
+)
+async def test_whatever_comes_is_handled_or_dead_lettered(
+    codec: Callable[[], Deserializer],
+    envelope: Envelope,
+    features: Features,
+    messages: list[tuple[bytes | None, list[tuple[str, bytes]], bytes | None]],
+) -> None:
+    wire = Wire(features, deserializer=codec(), envelope=envelope)
+    wire.take(dict[str, Any] | None)
+    for payload, headers, key in messages:
+        publish(wire.broker, "orders", payload, headers if features.headers else (), key)
+    await run(wire.dispatcher)
+    kinds = [error.partition(":")[0] for error in errors(wire.broker)]
+    assert len(wire.seen) + len(kinds) == len(messages)
+    assert set(kinds) <= {"DecodeError"}
+    for event in wire.seen:
+        pickle.dumps(event)
+        assert repr(event.meta.dead_letter or event.meta.headers)
+        assert event.meta.timestamp.tzinfo is UTC
 
 
 @pytest.mark.anyio
