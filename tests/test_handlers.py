@@ -925,3 +925,27 @@ async def test_an_event_emitted_by_a_handler_is_handled_in_turn(broker: MemoryBr
 
     await handle(dispatcher, Sent(number=9))
     await until(done.is_set)
+
+
+@pytest.mark.anyio
+async def test_handlers_of_the_same_name_have_failures_of_their_own() -> None:
+    broker = MemoryBroker()
+    dispatcher = EventDispatcher(MemoryConsumer(broker), max_deliveries=3)
+    attempts: list[list[int]] = [[], []]
+    for number in range(2):
+
+        async def handle(event: Event[Any], number: int = number) -> None:
+            attempts[number].append(event.meta.attempt)
+            if len(attempts[number]) < 3:
+                raise OSError("twice each")
+
+        dispatcher.handler(topic="same.name")(handle)
+
+    class Same(EventBase):
+        __topic__ = "same.name"
+
+    async with EventEmitter(MemoryProducer(broker)) as emitter, dispatcher.lifespan():
+        await emitter.emit(Same())
+        await dispatcher.idle()
+    assert attempts == [[1, 2, 3], [1, 2, 3]]
+    assert not broker.dead_letters

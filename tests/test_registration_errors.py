@@ -522,3 +522,15 @@ def test_setting_what_is_no_policy() -> None:
 
     with pytest.raises(ConfigurationError, match="Nowhere has no __topic__"):
         dispatcher.set_ack_policy(Nowhere, AckAfterProcessing())
+
+
+@pytest.mark.anyio
+async def test_an_ack_policy_for_a_subscription_that_nobody_has() -> None:
+    dispatcher = EventDispatcher(MemoryConsumer(MemoryBroker()))
+
+    @dispatcher.handler(topic="here")
+    async def handle(event: Event) -> None: ...
+
+    dispatcher.set_ack_policy(EventSubscription("there"), AckBeforeProcessing())
+    with pytest.raises(RegistrationError, match=r"set_ack_policy\(\): no handler .*'there'"):
+        await dispatcher.start()

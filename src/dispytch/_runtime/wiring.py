@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
@@ -48,7 +49,18 @@ class Options:
 class Bound:
     """A handler on one consumer, ready to be called."""
 
-    __slots__ = ("accepts_null", "ack_first", "call", "dead_letter", "event", "handler", "limits", "name", "pattern")
+    __slots__ = (
+        "accepts_null",
+        "ack_first",
+        "call",
+        "dead_letter",
+        "event",
+        "handler",
+        "key",
+        "limits",
+        "name",
+        "pattern",
+    )
 
     def __init__(
         self,
@@ -61,6 +73,8 @@ class Bound:
     ) -> None:
         self.handler: Handler = handler
         self.name = handler.name
+        self.key = handler.name
+        """Tells it from other handlers of its consumer, also from those of the same name."""
         self.event = handler.event
         self.pattern: Pattern = pattern
         self.ack_first: bool = ack_first
@@ -100,6 +114,11 @@ class Wired:
             delimiter = item.pattern.delimiter
             self._matchers.setdefault(delimiter, Matcher(delimiter)).add(item.pattern, item)
         self._order = {id(item): number for number, item in enumerate(bound)}
+        seen: Counter[str] = Counter()
+        for item in bound:
+            seen[item.name] += 1
+            if seen[item.name] > 1:
+                item.key = f"{item.name}#{seen[item.name]}"
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[str, list[Match]] = {}
         self._routes: dict[tuple[str, str | None], Route] = {}
@@ -147,6 +166,8 @@ def wire(
     for handler in handlers:
         if handler.consumer is not None and handler.consumer not in consumers:
             raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
+    for subscription in options.ack_policies.keys() - {handler.subscription for handler in handlers}:
+        raise RegistrationError(f"set_ack_policy(): no handler has the subscription {subscription!r}")
     plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
     limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
     served: set[int] = set()

@@ -219,7 +219,7 @@ class Workers:
     ) -> EventHandlerContext:
         if tries is None:
             failures = work.opened.delivery.failures
-            tries = failures.get(bound.name, 0) if failures else 0
+            tries = failures.get(bound.key, 0) if failures else 0
         return EventHandlerContext(work.opened, bound.name, params, tries, bound.pattern.delimiter, work.link.pause)
 
     async def _deliver(self, work: Work, bound: Bound, params: Mapping[str, str]) -> _Verdict:
@@ -236,7 +236,7 @@ class Workers:
         if work.failures is None:
             work.failures = dict(opened.delivery.failures)
         while True:
-            failed = work.failures[bound.name] = work.failures.get(bound.name, 0) + 1
+            failed = work.failures[bound.key] = work.failures.get(bound.key, 0) + 1
             tries = max(failed, ctx.failures)
             self.counts.failed += 1
             if ctx.cut_short and not bound.ack_first:
