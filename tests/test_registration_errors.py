@@ -529,7 +529,7 @@ async def test_an_ack_policy_for_a_subscription_that_nobody_has() -> None:
     dispatcher = EventDispatcher(MemoryConsumer(MemoryBroker()))
 
     @dispatcher.handler(topic="here")
-    async def handle(event: Event) -> None: ...
+    async def handle(event: Event[Any]) -> None: ...
 
     dispatcher.set_ack_policy(EventSubscription("there"), AckBeforeProcessing())
     with pytest.raises(RegistrationError, match=r"set_ack_policy\(\): no handler .*'there'"):

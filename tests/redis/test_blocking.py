@@ -189,7 +189,9 @@ def test_fork(redis_url: str) -> None:
         done = subprocess.run(
             [sys.executable, "-c", _FORK, redis_url, topic], capture_output=True, text=True, timeout=60, check=False
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        # The program forks beside threads on purpose; from 3.12 on, Python says what it thinks of that.
+        told = [line for line in done.stderr.splitlines() if "fork()" not in line]
+        assert (done.returncode, told) == (0, [])
         blocking_until(lambda: len(numbers) == 1302)
     assert sorted(number for number in numbers if number >= 0) == list(range(1000))
     assert sorted(numbers)[:302] == [-3] + [-2] * 300 + [-1]

@@ -124,6 +124,8 @@ class EventDispatcher(Registry):
         _started.add(self)
         self._thread.start()
         self._ready.wait()
+        if self._error is not None:
+            self._thread.join()  # so that it can be started again
         self._raise_error()
 
     def wait(self, timeout: float | None = None) -> bool:
