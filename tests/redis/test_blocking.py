@@ -143,6 +143,24 @@ def test_a_stop_tells_what_is_unconfirmed(monkeypatch: pytest.MonkeyPatch) -> No
         producer.stop()
 
 
+def test_max_connections_of_the_url(redis_url: str) -> None:
+    name = unique("few")
+    producer = BlockingRedisProducer(f"{redis_url}?client_name={name}&max_connections=2")
+    with client_of(redis_url) as client, ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(lambda number: producer.send([message("x")], 10)[0], range(200)))
+        assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+        assert len([found for found in client.client_list() if found["name"] == name]) <= 2
+    producer.stop()
+    with fake_server(swallow_publish) as server:
+        producer = BlockingRedisProducer(server.url + "?max_connections=1")
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(producer.send, [message("x")], 1.0)
+            blocking_until(lambda: server.named(b"PUBLISH"))
+            assert isinstance(producer.send([message("y")], 0.1)[0], EmitUnreachableError)
+            assert isinstance(first.result()[0], EmitTimeoutError)
+        producer.stop()
+
+
 _FORK = """
 import os, sys, threading
 from dispytch import EventBase
