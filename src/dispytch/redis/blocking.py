@@ -51,8 +51,9 @@ def connect_blocking(source: Source, timeout: float | None) -> Any:
 class _State:
     """The connections of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None) -> None:
         self.pid = os.getpid()
+        self.slots = None if most is None else threading.Semaphore(most)
         self.condition = threading.Condition()
         self.idle: list[Any] = []
         self.under_way: set[Batch] = set()
@@ -67,7 +68,7 @@ class BlockingDriver:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._state = _State()
+        self._state = _State(self._source.max_connections)
 
     def start(self) -> None:
         """Connects, unless there is a connection.
@@ -82,15 +83,26 @@ class BlockingDriver:
     def send(self, batch: Batch, timeout: float | None) -> None:
         """Publishes and waits for the confirmations, for ``timeout`` seconds at most; the batch has the outcomes."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        redis = import_redis()
         state = self._here()
+        if state.slots is None:
+            self._send(state, batch, timeout)
+        elif state.slots.acquire(timeout=timeout):
+            try:
+                self._send(state, batch, None if deadline is None else deadline - time.monotonic())
+            finally:
+                state.slots.release()
+
+    def _send(self, state: _State, batch: Batch, timeout: float | None) -> None:
+        redis = import_redis()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
             connection, closings = self._take(state, timeout)
         except BrokerError as error:
             batch.fail(error)
             return
         batch.connection = connection
-        state.under_way.add(batch)
+        with state.condition:
+            state.under_way.add(batch)
         is_usable = False
         try:
             if not batch.aborted:
@@ -135,12 +147,12 @@ class BlockingDriver:
 
     def abandon(self) -> None:
         """Forgets the connections, without a word to the server."""
-        self._state = _State()
+        self._state = _State(self._source.max_connections)
 
     def _here(self) -> _State:
         state = self._state
         if state.pid != os.getpid():  # forked; several threads may come here at once, and one of their states wins
-            state = self._state = _State()
+            state = self._state = _State(self._source.max_connections)
         return state
 
     def _take(self, state: _State, timeout: float | None) -> tuple[Any, int]:

@@ -12,7 +12,7 @@ from dispytch._core.patterns import Matcher
 from dispytch.abc import Subscription
 from dispytch.errors import ConfigurationError
 
-__all__ = ["Channels", "glob_expression", "glob_of"]
+__all__ = ["Channels", "decode", "encode", "glob_expression", "glob_of"]
 
 _SPECIAL = re.compile(r"[*?\[\]\\^-]")
 _ANYTHING = b"\xff"
@@ -116,9 +116,11 @@ class Channels:
     Every message is taken from one deterministic subscription, whatever others it comes by: from its channel's own, or
     else from the first pattern that it fits.
 
-    Attributes:
-        channels: The names to SUBSCRIBE to.
-        patterns: The globs to PSUBSCRIBE to.
+    Args:
+        channels: The names that are subscribed at the broker.
+        patterns: The globs.
+        subscriptions: What the handlers want.
+        only_wanted: Whether what no handler wants is left out; dead letters always are, unless named.
     """
 
     def __init__(
@@ -129,11 +131,6 @@ class Channels:
         *,
         only_wanted: bool,
     ) -> None:
-        """Args:
-        channels, patterns: What is subscribed at the broker.
-        subscriptions: What the handlers want.
-        only_wanted: Whether what no handler wants is left out; dead letters always are, unless named.
-        """
         self.channels: tuple[bytes, ...] = tuple(channels)
         self.patterns: tuple[bytes, ...] = tuple(patterns)
         self._literals = frozenset(self.channels)

@@ -191,7 +191,8 @@ class RedisConsumer(Consumer):
     def _subscribed(self, wanted: Sequence[Subscription]) -> Channels:
         """What the ready-made PubSub object is subscribed to."""
         pubsub = self._pubsub
-        if not (pubsub.channels or pubsub.patterns or getattr(pubsub, "shard_channels", None)):
+        shards = getattr(pubsub, "shard_channels", ())  # redis.asyncio has them since 8
+        if not (pubsub.channels or pubsub.patterns or shards):
             raise ConfigurationError(
                 "the PubSub object has no subscriptions, and RedisConsumer makes none on a ready-made one: call its "
                 "subscribe() or psubscribe() before the dispatcher starts, or give RedisConsumer a URL"
@@ -202,11 +203,7 @@ class RedisConsumer(Consumer):
         found = Channels(channels, patterns, wanted, only_wanted=False)
         for item in wanted:
             name = item.pattern.source
-            if (
-                item.pattern.is_literal
-                and not getattr(pubsub, "shard_channels", None)
-                and not found.covers(encode(name))
-            ):
+            if item.pattern.is_literal and not shards and not found.covers(encode(name)):
                 logger.warning("The PubSub object is not subscribed to %s, so its handlers will get nothing.", name)
         return found
 

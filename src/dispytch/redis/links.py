@@ -16,13 +16,12 @@ from dispytch.redis.feed import PING, Feed, closed_error, deliveries_of, silent_
 from dispytch.redis.loops import close_asyncio, connect_asyncio
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
 
-__all__ = ["AsyncioLink", "AsyncioPubSubLink", "Link", "pubsub_reply", "warn_of_gap"]
+__all__ = ["READ_SIZE", "AsyncioLink", "AsyncioPubSubLink", "Link", "pubsub_reply", "warn_of_gap"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
 READ_SIZE = 64 * 1024
 _PUBSUB_WAIT = 5.0
-_MOST_AT_ONCE = 100
 
 
 def warn_of_gap(channels: Channels) -> None:
