@@ -380,6 +380,7 @@ async def test_a_pubsub_that_reconnects_by_itself(
             await until(lambda: admin.pubsub_numsub(topic)[0][1] == 1)
             admin.publish(topic, b'{"n": 1}')
             await until(lambda: handled)
+    assert caplog.text.count("is lost") == 1
     if is_trio(anyio_backend):
         pubsub.close()
         client.close()

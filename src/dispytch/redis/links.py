@@ -143,6 +143,7 @@ class AsyncioPubSubLink(Link):
         self._channels = channels
         self._address = address
         self._watched: Any = None
+        self._is_anew = False
         self._closed = False
 
     async def open(self) -> None:
@@ -162,6 +163,7 @@ class AsyncioPubSubLink(Link):
     async def read(self) -> list[Delivery]:
         redis = import_redis()
         replies: list[list[Any]] = []
+        self._is_anew = False
         try:
             response = await self._pubsub.parse_response(block=False, timeout=_PUBSUB_WAIT)
             if response is None:
@@ -173,6 +175,8 @@ class AsyncioPubSubLink(Link):
                 if reply[0].endswith(b"subscribe"):
                     await self._pubsub.handle_message(response)
         except (redis.RedisError, OSError) as error:
+            if self._is_anew:
+                return []  # the client has connected and subscribed again before it raised
             connection = self._pubsub.connection
             if connection is not None:
                 await close_asyncio(connection)  # it is broken; its owner's subscriptions are kept, and made again
@@ -188,4 +192,5 @@ class AsyncioPubSubLink(Link):
         await anyio.lowlevel.checkpoint()
 
     def _reconnected(self, connection: Any) -> None:
+        self._is_anew = True
         warn_of_gap(self._channels)

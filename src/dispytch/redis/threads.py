@@ -207,6 +207,7 @@ class PubSubThreadLink(_Reader):
         super().__init__(channels, address)
         self._pubsub = pubsub
         self._watched: Any = None
+        self._is_anew = False
         self._bell: tuple[int, int] | None = None
 
     def interrupt(self) -> None:
@@ -241,6 +242,7 @@ class PubSubThreadLink(_Reader):
     def _next(self) -> list[Delivery]:
         redis = import_redis()
         replies: list[list[Any]] = []
+        self._is_anew = False
         try:
             while len(replies) < _MOST_AT_ONCE and not self.stopping:
                 response = self._pubsub.parse_response(block=False, timeout=0)
@@ -255,6 +257,8 @@ class PubSubThreadLink(_Reader):
                     if reply[0].endswith(b"subscribe"):
                         self._pubsub.handle_message(response)
         except (redis.RedisError, OSError) as error:
+            if self._is_anew:  # the client has connected and subscribed again before it raised
+                return deliveries_of(replies, self.channels)
             if (connection := self._pubsub.connection) is not None:
                 connection.disconnect()  # it is broken; its owner's subscriptions are kept, and made again
             raise connect_error(error, self.address) from error
@@ -276,4 +280,5 @@ class PubSubThreadLink(_Reader):
             self._watched.deregister_connect_callback(self._reconnected)
 
     def _reconnected(self, connection: Any) -> None:
+        self._is_anew = True
         warn_of_gap(self.channels)
