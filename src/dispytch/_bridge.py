@@ -79,7 +79,10 @@ class Loop:
 
 
 class Waker:
-    """Wakes one waiting task, from any thread; wakes that come before it waits are one."""
+    """Wakes one waiting task, from any thread; wakes that come before it waits are one.
+
+    Only one task may wait, and it must look again at what it waits for: a wake may be for what it has seen already.
+    """
 
     __slots__ = ("_event", "_loop", "_woken")
 
