@@ -207,8 +207,8 @@ def connect_error(error: BaseException, address: str) -> BrokerError:
         )
     else:
         found = BrokerUnreachableError(
-            f"cannot connect to Redis at {address}: {text.rstrip('.')}; check the address, that the server is running, and "
-            "TLS (redis:// or rediss://)"
+            f"cannot connect to Redis at {address}: {text.rstrip('.')}; check the address, that the server is running, "
+            "and TLS (redis:// or rediss://)"
         )
     found.__cause__ = error if text == str(error) else None
     return found
