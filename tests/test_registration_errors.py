@@ -541,6 +541,12 @@ def test_options_of_a_dispatcher(options: dict[str, Any], advice: str) -> None:
     assert advice in str(caught.value)
 
 
+def test_uvloop_is_no_backend() -> None:
+    dispatcher = dispatcher_on(MemoryBroker())
+    with pytest.raises(ConfigurationError, match="use_uvloop=True"):
+        dispatcher.run(backend="uvloop")  # type: ignore[arg-type]  # the mistake under test
+
+
 def test_a_dispatcher_needs_consumers() -> None:
     broker = MemoryBroker()
     wrong: list[Any] = [(), (broker,), (MemoryProducer(broker),), (MemoryConsumer,)]
