@@ -81,7 +81,7 @@ async def test_a_handler_gets_the_events_of_its_topic_and_type(
     seen: list[tuple[str, str]] = []
 
     def register(name: str, *args: Any, **options: Any) -> None:
-        async def note(event: Event) -> None:  # type: ignore[type-arg]  # bare, as users write it
+        async def note(event: Event) -> None:
             seen.append((name, event.meta.topic))
 
         dispatcher.handler(*args, **options)(note)
@@ -314,7 +314,7 @@ async def test_payloads_that_are_no_objects(annotation: Any, payload: bytes, exp
 
 @pytest.mark.anyio
 async def test_a_bare_event_needs_an_object() -> None:
-    async def handler(event: Event) -> None:  # type: ignore[type-arg]  # bare, as users write it
+    async def handler(event: Event) -> None:
         raise AssertionError("not to be reached")
 
     (error,) = await call(handler, b"[1]")
@@ -684,7 +684,7 @@ async def test_null_reaches_those_who_take_none_and_is_skipped_otherwise(broker:
         raise AssertionError("not to be reached")
 
     @dispatcher.handler(topic="other")
-    async def bare(event: Event) -> None:  # type: ignore[type-arg]  # bare, as users write it
+    async def bare(event: Event) -> None:
         raise AssertionError("not to be reached")
 
     publish(broker, "compacted", None, key=b"k")

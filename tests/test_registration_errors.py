@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import pytest
 
@@ -17,11 +17,15 @@ from dispytch import (
     HandlerGroup,
     Router,
     SubscriptionParam,
+    producer_from_url,
 )
 from dispytch.ack import AckAfterProcessing, AckBeforeProcessing
 from dispytch.errors import ConfigurationError, RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventSubscription, MemoryProducer
 from dispytch.middleware import AsyncLock, ExceptionInterceptor, ExponentialBackoffWithFullJitter, Retry, Timeout
+from dispytch.serialization import BareEnvelope, JSONDeserializer, JSONSerializer
+from dispytch.sync import EventDispatcher as BlockingDispatcher
+from dispytch.sync import EventEmitter as BlockingEmitter
 from tests.helpers import dispatcher_on, run
 
 if TYPE_CHECKING:
@@ -75,6 +79,15 @@ async def optional_event(event: Event[Any] | None) -> None: ...
 async def two_markers(x: Annotated[int, SubscriptionParam(), Dependency(Service)]) -> None: ...
 
 
+async def dependency_not_called(service: Annotated[Service, Dependency]) -> None: ...
+
+
+async def dependency_not_called_as_default(service: Any = Dependency) -> None: ...
+
+
+async def segment_not_called(number: Annotated[int, SubscriptionParam]) -> None: ...
+
+
 async def no_schema(event: Event[Service]) -> None: ...
 
 
@@ -93,6 +106,9 @@ async def no_segment(number: Annotated[Service, SubscriptionParam()]) -> None: .
         (misspelt, "event", "Evnt"),
         (optional_event, "event", "annotate it with Event[...]"),
         (two_markers, "x", "keep one"),
+        (dependency_not_called, "service", "write Dependency(provider)"),
+        (dependency_not_called_as_default, "service", "write Dependency(provider)"),
+        (segment_not_called, "number", "write SubscriptionParam()"),
         (no_schema, "event", "Service"),
         (no_segment, "number", "Service"),
     ],
@@ -339,6 +355,19 @@ def test_a_handler_says_what_it_handles() -> None:
         HandlerGroup().handler()(fine)
 
 
+@pytest.mark.parametrize("registry", [Router(), HandlerGroup(default_topic="t"), dispatcher_on(MemoryBroker())])
+def test_the_decorator_needs_its_parentheses(registry: Any) -> None:
+    with pytest.raises(RegistrationError, match=r"fine.*with parentheses"):
+        registry.handler(fine)
+
+
+def test_a_topic_and_a_type_are_strings() -> None:
+    error = register(fine, topic=Sent)
+    assert "fine: topic= is a string" in error
+    assert "Sent" in error
+    assert "fine: event= is the name of a type" in register(fine, topic="t", event=Sent)
+
+
 def test_an_event_class_without_a_route_cannot_be_listened_to() -> None:
     class Nowhere(EventBase): ...
 
@@ -387,6 +416,33 @@ async def test_a_subscription_that_no_consumer_can_serve() -> None:
     assert "fine" in error
     assert "no consumer of the dispatcher (MemoryConsumer) can serve" in error
     assert "use topic=" in error
+
+
+@pytest.mark.anyio
+async def test_the_only_handler_is_for_another_transport() -> None:
+    dispatcher = dispatcher_on(MemoryBroker())
+    dispatcher.handler(OtherSubscription("t"))(fine)
+    assert "fine: no consumer of the dispatcher (MemoryConsumer) can serve" in await start(dispatcher)
+
+
+@pytest.mark.anyio
+async def test_a_handler_that_comes_after_the_start() -> None:
+    dispatcher, router = dispatcher_on(MemoryBroker()), Router()
+    dispatcher.handler(topic="t")(fine)
+    async with dispatcher.lifespan():
+        with pytest.raises(RegistrationError, match=r"fine comes too late"):
+            dispatcher.handler(topic="u")(fine)
+        with pytest.raises(ConfigurationError, match="add routers before"):
+            dispatcher.add_router(router)
+    dispatcher.handler(topic="u")(fine)
+    dispatcher.add_router(router)
+
+
+def test_a_handler_that_comes_after_the_start_in_blocking_code() -> None:
+    dispatcher = BlockingDispatcher(MemoryConsumer(MemoryBroker()))
+    dispatcher.handler(topic="t")(fine)
+    with dispatcher, pytest.raises(RegistrationError, match=r"fine comes too late"):
+        dispatcher.handler(topic="u")(fine)
 
 
 @pytest.mark.anyio
@@ -475,12 +531,20 @@ async def test_an_override_is_checked_when_it_is_known() -> None:
         ({"route_delimiter": "*"}, "none of"),
         ({"default_ack_policy": "after"}, "AckAfterProcessing()"),
         ({"default_ack_policy": AckAfterProcessing}, "AckAfterProcessing()"),
+        ({"deserializer": JSONDeserializer}, "JSONDeserializer()"),
+        ({"envelope": BareEnvelope}, "CloudEventsEnvelope()"),
     ],
 )
 def test_options_of_a_dispatcher(options: dict[str, Any], advice: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         dispatcher_on(MemoryBroker(), **options)
     assert advice in str(caught.value)
+
+
+def test_uvloop_is_no_backend() -> None:
+    dispatcher = dispatcher_on(MemoryBroker())
+    with pytest.raises(ConfigurationError, match="use_uvloop=True"):
+        dispatcher.run(backend="uvloop")  # type: ignore[arg-type]  # the mistake under test
 
 
 def test_a_dispatcher_needs_consumers() -> None:
@@ -493,6 +557,50 @@ def test_a_dispatcher_needs_consumers() -> None:
         MemoryConsumer("memory://x")  # type: ignore[arg-type]  # the mistake under test
     with pytest.raises(ConfigurationError, match="start_from"):
         MemoryConsumer(broker, start_from="yesterday")  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_what_is_given_in_the_place_of_a_client() -> None:
+    consumer: Any = MemoryConsumer(MemoryBroker())
+    password: Any = "redis://:secret@localhost"
+    with pytest.raises(ConfigurationError, match="one by one"):
+        EventDispatcher([consumer])  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(ConfigurationError, match=r"consumer_from_url\(url\)") as caught:
+        EventDispatcher(password)
+    assert "secret" not in str(caught.value)
+    for kind in (EventEmitter, BlockingEmitter):
+        with pytest.raises(ConfigurationError, match=r"producer_from_url\(url\)") as caught:
+            kind(password)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="begins with its scheme") as caught:
+        producer_from_url("secret@localhost:6379")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_codec_and_an_envelope_are_instances() -> None:
+    producer, wrong = MemoryProducer(MemoryBroker()), cast("Any", (JSONSerializer, BareEnvelope))
+    for kind in (EventEmitter, BlockingEmitter):
+        with pytest.raises(ConfigurationError, match=r"JSONSerializer\(\)"):
+            kind(producer, wrong[0])
+        with pytest.raises(ConfigurationError, match=r"CloudEventsEnvelope\(\)"):
+            kind(producer, envelope=wrong[1])
+
+
+@pytest.mark.anyio
+async def test_emitting_what_is_no_event() -> None:
+    emitter = EventEmitter(MemoryProducer(MemoryBroker()))
+    one: Any = Sent()
+    with pytest.raises(ConfigurationError, match=r"Sent is the class itself; emit Sent\(...\)"):
+        await emitter.emit(Sent)  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(ConfigurationError, match=r"not dict; derive it from EventBase"):
+        await emitter.emit({"number": 1})  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(ConfigurationError, match=r"takes a list of events, not Sent; use emit"):
+        await emitter.emit_many(one)
+
+
+def test_an_emitter_of_blocking_code_takes_a_list_too() -> None:
+    one: Any = Sent()
+    with pytest.raises(ConfigurationError, match=r"takes a list of events, not Sent; use emit"):
+        BlockingEmitter(MemoryProducer(MemoryBroker())).emit_many(one)
 
 
 def test_an_emitter_needs_a_producer() -> None:

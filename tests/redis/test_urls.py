@@ -21,6 +21,7 @@ from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Receipt
 from dispytch.errors import BrokerUnreachableError, ConfigurationError, EmitUnreachableError
 from dispytch.redis import RedisConsumer, RedisProducer
+from dispytch.redis.source import with_advice
 from tests.redis.helpers import CANARY, message, reader_threads, subscription, texts, unique
 
 
@@ -236,3 +237,9 @@ async def test_no_password_in_the_log(redis_url: str, caplog: pytest.LogCaptureF
         logging.getLogger("dispytch").error("failed", exc_info=outcome if isinstance(outcome, Exception) else None)
     assert "refused" in caplog.text
     assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize("reply", ["NOAUTH Authentication required.", "Authentication required."])
+def test_who_gave_no_password_is_told_where_it_goes(reply: str) -> None:
+    assert with_advice(reply).endswith("required; give user and password in the URL: redis://user:password@host:6379")
+    assert with_advice("ERR unknown command") == "ERR unknown command"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import BaseModel
+
 from dispytch._core.codec import Serializer
 from dispytch._core.envelope import CURRENT, TRAVELLING, Envelope, Opened, Seal, Sealing
 from dispytch._core.events import EventBase, declaration
@@ -12,7 +14,7 @@ from dispytch._core.messages import Features, Headers, Message
 from dispytch._core.routes import EventConfig, EventRoute, PortableRoute, Template, compile_config, compile_route
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 
-__all__ = ["MessageFactory"]
+__all__ = ["MessageFactory", "several"]
 
 _NO_HEADERS: Headers = ()
 
@@ -112,6 +114,11 @@ class MessageFactory:
         return [make(event) for event in events]
 
     def _compile(self, kind: type[EventBase], event: object) -> _Plan:
+        if isinstance(event, type) and issubclass(event, EventBase):
+            raise ConfigurationError(
+                f"only instances of EventBase classes can be emitted, and {event.__qualname__} is the class itself; "
+                f"emit {event.__qualname__}(...)"
+            )
         if not isinstance(event, EventBase):
             raise ConfigurationError(
                 f"only instances of EventBase classes can be emitted, not {kind.__qualname__}; derive it from "
@@ -135,6 +142,13 @@ class MessageFactory:
             declared.key,
             self._envelope.sealer(sealing),
         )
+
+
+def several(events: Iterable[EventBase]) -> list[EventBase]:
+    """The events of an ``emit_many``; a single one could be iterated too, but over its fields."""
+    if isinstance(events, BaseModel):
+        raise ConfigurationError(f"emit_many() takes a list of events, not {type(events).__qualname__}; use emit()")
+    return list(events)
 
 
 def _travelling(current: Opened) -> list[tuple[str, str]]:

@@ -18,7 +18,13 @@ from dispytch.errors import ConfigurationError
 
 __all__ = ["Declaration", "Event", "EventBase", "Meta", "declaration"]
 
-T_co = TypeVar("T_co", covariant=True)
+if TYPE_CHECKING:
+    import typing_extensions
+
+    # Bare Event has a dict, for type checkers too; in typing itself a TypeVar has no default before Python 3.13.
+    T_co = typing_extensions.TypeVar("T_co", covariant=True, default=dict[str, Any])
+else:
+    T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,16 @@ from dispytch._core.plan import Plan, make_plan
 from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
 from dispytch.errors import ConfigurationError, RegistrationError
 
-__all__ = ["DeadLetterTarget", "Handler", "Registry", "Router", "check_middlewares", "check_params", "make_handler"]
+__all__ = [
+    "DeadLetterTarget",
+    "Handler",
+    "Registry",
+    "Router",
+    "check_middlewares",
+    "check_params",
+    "make_handler",
+    "refuse_bare",
+]
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DeadLetterTarget = str | EventRoute | EllipsisType | None
@@ -82,9 +91,14 @@ class Registry:
         Raises:
             RegistrationError: the handler cannot be called as it is declared.
         """
+        refuse_bare(subscription_or_event)
         frame = caller_locals(1)
 
         def register(func: HandlerT) -> HandlerT:
+            if self._is_running():
+                raise RegistrationError(
+                    f"handler {callable_name(func)} comes too late: the dispatcher is started; register it before"
+                )
             self.handlers.append(
                 make_handler(
                     func,
@@ -105,6 +119,9 @@ class Registry:
 
         return register
 
+    def _is_running(self) -> bool:
+        return False
+
     def _outer(self) -> tuple[Middleware, ...]:
         return self.middlewares
 
@@ -115,6 +132,15 @@ class Router(Registry):
     Args:
         middlewares: Middleware around each of its handlers, the outermost first.
     """
+
+
+def refuse_bare(target: object) -> None:
+    """Refuses ``@registry.handler`` without parentheses, which would register nothing."""
+    if callable(target) and not (isinstance(target, type) and issubclass(target, EventBase)):
+        raise RegistrationError(
+            f"{callable_name(target)} is neither a subscription nor an event class; a decorator of a handler is "
+            "written with parentheses: @router.handler(OrderPlaced), or @router.handler(topic='orders')"
+        )
 
 
 def check_middlewares(middlewares: Sequence[Middleware], owner: str) -> tuple[Middleware, ...]:
@@ -172,6 +198,12 @@ def make_handler(
 def _subscription(
     target: EventSubscription | type[EventBase] | None, topic: str | None, event: str | None, owner: str
 ) -> tuple[EventSubscription | EventRoute, str | None]:
+    if topic is not None and not isinstance(topic, str):
+        raise RegistrationError(
+            f"{owner}: topic= is a string, not {topic!r}; an event class or a subscription is given without topic="
+        )
+    if event is not None and not isinstance(event, str):
+        raise RegistrationError(f"{owner}: event= is the name of a type, a string, not {event!r}")
     if target is not None and topic is not None:
         raise RegistrationError(f"{owner}: give a subscription or topic=, not both")
     if isinstance(target, type) and issubclass(target, EventBase):

@@ -173,6 +173,8 @@ def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | Non
     default = parameter.default
     if isinstance(default, Provider):
         return default
+    if default is Dependency or default is SubscriptionParam:
+        raise RegistrationError(f"{where}: {_CALL[default]}")
     annotation = parameter.annotation
     if annotation is parameter.empty:
         if isinstance(default, _Segment):
@@ -203,6 +205,9 @@ def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | Non
                 return marker
             rest = tuple(item for item in metadata if item is not marker)
             return _segment(parameter.name, Annotated[(base, *rest)] if rest else base, marker, where)
+        for item in metadata:
+            if item is Dependency or item is SubscriptionParam:
+                raise RegistrationError(f"{where}: {_CALL[item]}")
         annotation = base  # others' metadata is no concern of ours
     is_event, body = event_argument(annotation)
     if is_event:
@@ -218,6 +223,12 @@ _HOW = (
     "annotate it with Event[...], an EventBase class, Annotated[..., Dependency(...)] or "
     "Annotated[..., SubscriptionParam()], or give it a default"
 )
+
+
+_CALL: Mapping[Any, str] = {
+    Dependency: "Dependency lacks its provider; write Dependency(provider)",
+    SubscriptionParam: "SubscriptionParam lacks its parentheses; write SubscriptionParam()",
+}
 
 
 def _body_type(annotation: Any, where: str) -> BodyType:

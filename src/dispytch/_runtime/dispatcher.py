@@ -25,6 +25,7 @@ from dispytch._core.patterns import segments
 from dispytch._core.routes import PortableRoute
 from dispytch._runtime.groups import HandlerGroup
 from dispytch._runtime.session import Session, Tuning
+from dispytch._runtime.urls import no_client
 from dispytch._runtime.wiring import Options, wire
 from dispytch.abc import Consumer, Deserializer, EventRoute, EventSubscription
 from dispytch.errors import ConfigurationError, MissingExtraError
@@ -117,7 +118,7 @@ class EventDispatcher(Registry):
             raise ConfigurationError("a dispatcher needs at least one consumer: EventDispatcher(consumer)")
         for consumer in consumers:
             if not isinstance(consumer, Consumer):
-                raise ConfigurationError(f"{consumer!r} is no consumer; give instances such as MemoryConsumer(broker)")
+                raise ConfigurationError(no_client(consumer, "consumer"))
         if concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1, not {concurrency}")
         if max_deliveries < 1:
@@ -132,6 +133,12 @@ class EventDispatcher(Registry):
             raise ConfigurationError(f"ordering={ordering!r}: choose 'key', 'partition' or 'none'")
         if on_unhandled not in ("ack", "dead_letter"):
             raise ConfigurationError(f"on_unhandled={on_unhandled!r}: choose 'ack' or 'dead_letter'")
+        if deserializer is not None and not isinstance(deserializer, Deserializer):
+            raise ConfigurationError(
+                f"{deserializer!r} is no deserializer; give an instance such as JSONDeserializer()"
+            )
+        if envelope is not None and not isinstance(envelope, Envelope):
+            raise ConfigurationError(f"{envelope!r} is no envelope; give an instance such as CloudEventsEnvelope()")
         segments("", route_delimiter)  # refuses a delimiter that cannot be one
         self.consumers = consumers
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = dict(dependency_overrides or {})
@@ -152,6 +159,9 @@ class EventDispatcher(Registry):
     def _outer(self) -> tuple[Middleware, ...]:
         return ()  # the dispatcher's own middleware is around all handlers, those of routers too
 
+    def _is_running(self) -> bool:
+        return self._state != "stopped"
+
     def add_router(self, router: Router) -> None:
         """Takes the handlers of a router, those registered on it later included, until the start."""
         if not isinstance(router, Router):
@@ -166,6 +176,8 @@ class EventDispatcher(Registry):
 
     def add_registry(self, registry: Registry | HandlerGroup) -> None:
         """Takes the handlers of anything that collects them."""
+        if self._is_running():
+            raise ConfigurationError("the dispatcher is started; add routers before")
         if registry not in self._registries:
             self._registries.append(registry)
 
@@ -293,7 +305,9 @@ class EventDispatcher(Registry):
             ConfigurationError: an event loop runs already in this thread.
         """
         if in_event_loop():
-            raise ConfigurationError("run() starts an event loop, and one runs here already; use 'await start()'")
+            raise ConfigurationError(
+                "run() starts an event loop, and one runs here already; use 'await start()' or lifespan()"
+            )
         options = loop_options(backend, use_uvloop)
         in_main = threading.current_thread() is threading.main_thread()
         previous = {number: signal.getsignal(number) for number in _SIGNALS} if in_main else {}
@@ -399,7 +413,8 @@ def loop_options(backend: str, use_uvloop: bool) -> dict[str, Any]:
         _need("trio")
         return {}
     if backend != "asyncio":
-        raise ConfigurationError(f"backend={backend!r}: choose 'asyncio' or 'trio'")
+        hint = "; uvloop is backend='asyncio' with use_uvloop=True" if backend == "uvloop" else ""
+        raise ConfigurationError(f"backend={backend!r}: choose 'asyncio' or 'trio'{hint}")
     if use_uvloop:
         _need("uvloop")
         return {"use_uvloop": True}

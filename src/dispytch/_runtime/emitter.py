@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dispytch._core.codec import JSONSerializer, Serializer
-from dispytch._core.emitting import MessageFactory
+from dispytch._core.emitting import MessageFactory, several
 from dispytch._core.envelope import CloudEventsEnvelope, Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.messages import Receipt
 from dispytch._runtime.ids import new_id
+from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer, ProducerBase
 from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, EmitRejectedError, EmitTimeoutError
 
@@ -37,6 +38,10 @@ class EmitterBase:
             raise ConfigurationError(f"timeout is in seconds and must be positive, or None to wait for ever: {timeout}")
         if not source:
             raise ConfigurationError("source names what emits, and CloudEvents requires it: give a non-empty string")
+        if serializer is not None and not isinstance(serializer, Serializer):
+            raise ConfigurationError(f"{serializer!r} is no serializer; give an instance such as JSONSerializer()")
+        if envelope is not None and not isinstance(envelope, Envelope):
+            raise ConfigurationError(f"{envelope!r} is no envelope; give an instance such as CloudEventsEnvelope()")
         self.timeout: float | None = timeout
         self._factory = MessageFactory(
             producer,
@@ -93,7 +98,7 @@ class EventEmitter(EmitterBase):
                 f"{type(producer).__name__} is for blocking code; use dispytch.sync.EventEmitter, or an async producer"
             )
         if not isinstance(producer, Producer):
-            raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
+            raise ConfigurationError(no_client(producer, "producer"))
         super().__init__(producer, serializer, envelope, source, timeout)
         self.producer: Producer = producer
 
@@ -137,7 +142,7 @@ class EventEmitter(EmitterBase):
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
         self._refuse_if_closed()
-        given = list(events)
+        given = several(events)
         messages = self._factory.make_many(given)
         if not messages:
             return []

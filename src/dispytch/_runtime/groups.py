@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dispytch._core.handlers import Handler, make_handler
+from dispytch._core.handlers import Handler, make_handler, refuse_bare
 from dispytch._core.params import callable_name, caller_locals
 from dispytch.abc import Middleware
 from dispytch.errors import RegistrationError
@@ -50,6 +50,7 @@ class HandlerGroup:
         Raises:
             RegistrationError: the handler cannot be called as it is declared, or has no topic.
         """
+        refuse_bare(topic)
         frame = caller_locals(1)
 
         def register(func: HandlerT) -> HandlerT:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 
 from dispytch.abc import Consumer, Producer
 from dispytch.errors import ConfigurationError
 
-__all__ = ["consumer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "no_client", "producer_from_url"]
 
 _BUILT_IN = {
     "memory": "dispytch.memory.urls",
@@ -44,8 +44,19 @@ def consumer_from_url(url: str, group_id: str = "default") -> Consumer:
     return consumer
 
 
+def no_client(given: object, kind: Literal["consumer", "producer"]) -> str:
+    """What to say of something that was given in the place of a consumer or a producer."""
+    if isinstance(given, str):  # not quoted, since a URL may hold a password
+        return f"a string is no {kind}; for a URL write {kind}_from_url(url)"
+    if isinstance(given, list | tuple):
+        return f"a {type(given).__name__} is no {kind}; give {kind}s one by one, without brackets"
+    return f"{given!r} is no {kind}; give an instance such as Memory{kind.capitalize()}(broker)"
+
+
 def _maker(url: str, name: str) -> Callable[..., Any]:
-    scheme = url.partition("://")[0] if "://" in url else ""
+    scheme, separator, _ = url.partition("://")
+    if not separator:  # and it is not quoted, since it may hold a password
+        raise ConfigurationError("a broker's URL begins with its scheme, as in redis://localhost:6379 or memory://name")
     if scheme in _BUILT_IN:
         return getattr(import_module(_BUILT_IN[scheme]), name)  # type: ignore[no-any-return]  # found by its name
     plug_ins = entry_points(group="dispytch.transports")

@@ -171,16 +171,19 @@ def wire(
     plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
     limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
     served: set[int] = set()
-    wired = [
-        _wire_consumer(consumer, handlers, plans, limits, options, served, several=len(consumers) > 1)
-        for consumer in consumers
-    ]
+    wired = [_wire_consumer(consumer, handlers, plans, limits, options, served) for consumer in consumers]
     for handler in handlers:
         if id(handler) not in served:
             kinds = ", ".join(type(consumer).__name__ for consumer in consumers)
             raise RegistrationError(
                 f"handler {handler.name}: no consumer of the dispatcher ({kinds}) can serve {handler.subscription!r}; "
                 "use topic=, or add a consumer of that transport"
+            )
+    for one in wired:
+        if not one.bound:
+            raise RegistrationError(
+                f"no handler is for the consumer {type(one.consumer).__name__}; leave it out, or register a handler "
+                "for its transport"
             )
     frame: dict[str, Any] = {}
     for handler in handlers:
@@ -229,8 +232,6 @@ def _wire_consumer(
     limits: Mapping[int, Limit],
     options: Options,
     served: set[int],
-    *,
-    several: bool,
 ) -> Wired:
     bound: list[Bound] = []
     subscriptions: dict[tuple[str, Any], Subscription] = {}
@@ -272,15 +273,6 @@ def _wire_consumer(
         if dead_letter is not None and dead_letter not in letters:
             letters = (*letters, dead_letter)
         subscriptions[pattern.source, declared] = Subscription(pattern, declared, letters)
-    if not bound:
-        raise RegistrationError(
-            f"no handler is for the consumer {type(consumer).__name__}"
-            + (
-                "; leave it out, or register a handler for its transport"
-                if several
-                else "; register one for its transport"
-            )
-        )
     return Wired(consumer, bound, tuple(subscriptions.values()), options)
 
 

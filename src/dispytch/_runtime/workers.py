@@ -271,7 +271,7 @@ class Workers:
         where = "dropped" if route is None else f"dead-lettered to {route.address}"
         details: dict[str, Any] = {} if isinstance(error, DecodeError) else {"exc_info": error}
         logger.error(
-            "Handler %s failed on event %s from %s after %d attempts, so it is %s: %s",
+            "Handler %s failed on event %s from %s at attempt %d, so it is %s: %s",
             bound.name,
             opened.id,
             opened.delivery.source,

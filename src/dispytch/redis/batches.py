@@ -15,7 +15,7 @@ from dispytch.errors import (
     EmitTimeoutError,
     EmitUnreachableError,
 )
-from dispytch.redis.source import import_redis, reply_text
+from dispytch.redis.source import import_redis, reply_text, with_advice
 
 __all__ = ["Batch"]
 
@@ -119,6 +119,6 @@ class Batch:
 
     def _rejected(self, error: BaseException) -> EmitRejectedError:
         text = reply_text(error)
-        rejected = EmitRejectedError(f"Redis at {self._address} refused the event: {text}")
+        rejected = EmitRejectedError(f"Redis at {self._address} refused the event: {with_advice(text)}")
         rejected.__cause__ = error if text == str(error) else None
         return rejected

@@ -9,6 +9,7 @@ from typing import Any
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError
 from dispytch.redis.channels import Channels, decode
+from dispytch.redis.source import with_advice
 
 __all__ = ["PING", "Feed", "closed_error", "deliveries_of", "silent_error"]
 
@@ -69,7 +70,9 @@ class Feed:
                 text = str(reply).partition(", with args beginning")[0]
                 if text.startswith(("LOADING", "ERR max number of clients")):
                     raise BrokerUnreachableError(f"Redis at {self._address} takes no subscriptions now: {text}")
-                raise BrokerError(f"Redis at {self._address} refused to subscribe to {self._channels}: {text}")
+                raise BrokerError(
+                    f"Redis at {self._address} refused to subscribe to {self._channels}: {with_advice(text)}"
+                )
             if not isinstance(reply, list):
                 continue  # the answer to a PING where nothing is subscribed
             if reply[0] in (b"subscribe", b"psubscribe"):

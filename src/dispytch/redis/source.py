@@ -180,6 +180,13 @@ def reply_text(error: BaseException) -> str:
     return str(error).partition(", with args beginning")[0]
 
 
+def with_advice(text: str) -> str:
+    """A server's error reply with what to do about it, where that is plain."""
+    if "Authentication required" in text:
+        return f"{text.rstrip('.')}; give user and password in the URL: redis://user:password@host:6379"
+    return text
+
+
 def connect_error(error: BaseException, address: str) -> BrokerError:
     """What went wrong while connecting, with the client's error as its cause."""
     redis = import_redis()
@@ -189,7 +196,7 @@ def connect_error(error: BaseException, address: str) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, known.AuthenticationError | known.AuthorizationError | known.NoPermissionError):
-        found = BrokerError(f"Redis at {address} refused the user name or the password: {text}; check both")
+        found = BrokerError(f"Redis at {address} refused the user name or the password: {text.rstrip('.')}; check both")
     elif isinstance(error, known.BusyLoadingError):
         found = BrokerUnreachableError(f"Redis at {address} is still loading its data")
     elif isinstance(error, known.ResponseError):
@@ -200,8 +207,8 @@ def connect_error(error: BaseException, address: str) -> BrokerError:
         )
     else:
         found = BrokerUnreachableError(
-            f"cannot connect to Redis at {address}: {text}; check the address, that the server is running, and TLS "
-            "(redis:// or rediss://)"
+            f"cannot connect to Redis at {address}: {text.rstrip('.')}; check the address, that the server is running, "
+            "and TLS (redis:// or rediss://)"
         )
     found.__cause__ = error if text == str(error) else None
     return found

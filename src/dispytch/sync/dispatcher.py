@@ -90,6 +90,9 @@ class EventDispatcher(Registry):
         """Providers to call in place of others; may be changed until the start."""
         return self._inner.dependency_overrides
 
+    def _is_running(self) -> bool:
+        return self._inner._is_running()
+
     def add_router(self, router: Router) -> None:
         """Takes the handlers of a router, those registered on it later included, until the start."""
         self._inner.add_router(router)

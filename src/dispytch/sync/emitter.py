@@ -13,10 +13,12 @@ from typing import Self
 
 from dispytch._bridge import in_event_loop
 from dispytch._core.codec import Serializer
+from dispytch._core.emitting import several
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.messages import Receipt
 from dispytch._runtime.emitter import CallbackT, EmitterBase
+from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer
 from dispytch.errors import ConfigurationError, DispytchError, EmitTimeoutError
 
@@ -51,7 +53,7 @@ class EventEmitter(EmitterBase):
         timeout: float | None = 30.0,
     ) -> None:
         if not isinstance(producer, Producer | BlockingProducer):
-            raise ConfigurationError(f"{producer!r} is no producer; give an instance such as MemoryProducer(broker)")
+            raise ConfigurationError(no_client(producer, "producer"))
         self.producer: BlockingProducer = producer.blocking() if isinstance(producer, Producer) else producer
         super().__init__(self.producer, serializer, envelope, source, timeout)
         _open.add(self)
@@ -100,7 +102,7 @@ class EventEmitter(EmitterBase):
         """
         _refuse_loop()
         self._refuse_if_closed()
-        given = list(events)
+        given = several(events)
         messages = self._factory.make_many(given)
         if not messages:
             return []

@@ -1,0 +1,127 @@
+"""What users write: type checkers must find no error here but in the lines that say so, and must find those."""
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, assert_type
+
+from pydantic import BaseModel
+
+from dispytch import (
+    Dependency,
+    Event,
+    EventBase,
+    EventDispatcher,
+    EventEmitter,
+    EventHandlerContext,
+    Middleware,
+    NextCall,
+    Router,
+    SubscriptionParam,
+    consumer_from_url,
+    producer_from_url,
+)
+from dispytch.abc import Receipt
+from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventSubscription, MemoryProducer
+from dispytch.middleware import FixedDelay, Retry, Timeout
+from dispytch.sync import EventDispatcher as BlockingDispatcher
+from dispytch.sync import EventEmitter as BlockingEmitter
+
+
+class Address(BaseModel):
+    city: str
+
+
+class OrderPlaced(EventBase):
+    __topic__ = "shops.{shop}.orders"
+    __key__ = "{order_id}"
+
+    shop: str
+    order_id: int
+    address: Address
+
+
+class Store:
+    async def save(self, city: str) -> int:
+        return len(city)
+
+
+async def open_store() -> AsyncIterator[Store]:
+    yield Store()
+
+
+def count(event: Event[OrderPlaced]) -> int:
+    return event.body.order_id
+
+
+class Timed(Middleware):
+    async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
+        ctx.state["shop"] = ctx.params["shop"]
+        assert_type(ctx.event, Mapping[str, Any])
+        return await call_next(ctx)
+
+
+broker = MemoryBroker()
+dispatcher = EventDispatcher(MemoryConsumer(broker, group_id="billing"), middlewares=[Timed()])
+router = Router(middlewares=[Retry(FixedDelay(retries=2, retry_on=[OSError]))])
+
+
+@router.handler(OrderPlaced, middlewares=[Timeout(5)])
+async def annotated(
+    event: Event[OrderPlaced],
+    store: Annotated[Store, Dependency(open_store, scope="app")],
+    number: Annotated[int, Dependency(count)],
+) -> int:
+    assert_type(event.body, OrderPlaced)
+    assert_type(event.body.address.city, str)
+    assert_type(event.meta.attempt, int)
+    event.body.wrong  # type: ignore[attr-defined]  # noqa: B018
+    return await store.save(event.body.address.city) + number
+
+
+@router.handler(topic="shops.{shop}.orders", event="OrderPlaced", concurrency=2)
+def defaults(
+    order: OrderPlaced,
+    store: Store = Dependency(open_store),  # noqa: B008
+    shop: str = SubscriptionParam(min_length=2),
+) -> str:
+    return f"{order.order_id} at {shop}"
+
+
+@dispatcher.handler(MemoryEventSubscription(topic="shops.#"))
+async def everything(event: Event, shop: str = "any") -> None:
+    assert_type(event.body, dict[str, Any])
+    print(event.body["shop"], shop)
+
+
+async def emit() -> None:
+    dispatcher.add_router(router)
+    async with dispatcher.lifespan() as running, EventEmitter(MemoryProducer(broker)) as emitter:
+        event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
+        assert_type(running, EventDispatcher)
+        assert_type(await emitter.emit(event), Receipt | None)
+        assert_type(await emitter.emit_many([event, event]), list[Receipt | None])
+        await emitter.emit({"shop": "oslo"})  # type: ignore[arg-type]
+        await running.idle()
+
+
+async def call() -> None:
+    """The decorators leave the functions as they are."""
+    event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
+    assert_type(await annotated(Event(event), Store(), 1), int)
+    assert_type(defaults(event, Store(), "oslo"), str)
+    defaults("no order")  # type: ignore[arg-type]
+
+
+def block() -> None:
+    blocking = BlockingDispatcher(consumer_from_url("memory://shop", group_id="billing"), backend="trio")
+
+    @blocking.handler(OrderPlaced)
+    def handle(event: Event[OrderPlaced]) -> int:
+        return event.body.order_id
+
+    with blocking, BlockingEmitter(producer_from_url("memory://shop")) as emitter:
+        event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
+        assert_type(emitter.emit(event), Receipt | None)
+    assert_type(handle(Event(event)), int)
