@@ -109,6 +109,7 @@ class Workers:
         """Set when, after a stop was asked for, nothing is left to do."""
         self._idlers: list[anyio.Event] = []
         self._waking = False
+        self._winding_up = False
 
     def wake(self) -> None:
         """Wakes a worker, if there is something to do and none is awake for it."""
@@ -118,7 +119,7 @@ class Workers:
 
     def wind_up(self) -> None:
         """Has `drained` set as soon as nothing runs and nothing waits."""
-        self.stopping = True
+        self.stopping = self._winding_up = True
         if not self.running and not len(self.lanes):
             self.drained.set()
         self.wake()
@@ -132,7 +133,7 @@ class Workers:
         while True:
             work = pop()
             if work is None:
-                if self.stopping and not running and not len(lanes):
+                if self._winding_up and not running and not len(lanes):
                     self.drained.set()
                 await self._idle()
                 count, slice_end = 0, clock() + _SLICE
