@@ -58,6 +58,7 @@ class Session:
 
     def request_stop(self) -> None:
         """Begins the drain. In the loop's own thread."""
+        self._workers.stopping = True
         self._stop.set()
 
     @property
@@ -112,7 +113,6 @@ class Session:
                             feeders.start_soon(self._feed, link, name=f"dispytch feeder {link.name}")
                         task_status.started()
                         await self._stop.wait()
-                        self._workers.stopping = True
                         feeders.cancel_scope.cancel()
                     await self._drain()
                     workers.cancel_scope.cancel()

@@ -140,6 +140,10 @@ class Workers:
                 continue
             if self._idlers and not self._waking and lanes.ready:
                 self.wake()
+            if self.stopping and not work.route.ack_first:
+                work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
+                done(work)
+                continue
             work.started = clock()
             running[id(work)] = work
             try:
@@ -167,6 +171,7 @@ class Workers:
                         self._conclude(work, [await self._persist(work, bound, params, ctx, error)])
                         del error
             except BaseException:
+                self.stopping = True  # so that none of its key overtakes it
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
