@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher
@@ -229,7 +230,7 @@ async def test_a_handler_that_is_cancelled_from_inside_costs_no_worker(
     async def handle(event: Event[Tock]) -> None:
         calls.append(event.body.n)
         if waits_first:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         if of_its_own:
             task = asyncio.current_task()
             assert task is not None

@@ -162,6 +162,8 @@ class Workers:
                         pass
                     except Exception as raised:
                         error = raised
+                    except anyio.get_cancelled_exc_class() as cancelled:
+                        error = await _from_inside(cancelled)
                     else:
                         error = await _rest(context, suspended)
                     if error is None:
@@ -312,6 +314,8 @@ async def _try(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> BaseEx
         return None
     except Exception as error:
         return error
+    except anyio.get_cancelled_exc_class() as cancelled:
+        return await _from_inside(cancelled)
     return await _rest(context, suspended)
 
 
@@ -322,13 +326,17 @@ async def _rest(context: Context, suspended: Suspended) -> BaseException | None:
     except Exception as error:
         return error
     except anyio.get_cancelled_exc_class() as cancelled:
-        if was_cancelled():
-            raise
-        # Nobody cancelled this task: a client library let a cancellation of its own escape.
-        failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
-        failure.__cause__ = cancelled
-        return failure
+        return await _from_inside(cancelled)
     return None
+
+
+async def _from_inside(cancelled: BaseException) -> BaseException:
+    """The failure that a cancellation means which a client library let escape; raises it if it was for this task."""
+    if await was_cancelled():
+        raise cancelled
+    failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
+    failure.__cause__ = cancelled
+    return failure
 
 
 def _begin(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> Suspended:
