@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import anyio
@@ -249,3 +251,33 @@ async def test_a_handler_that_is_cancelled_from_inside_costs_no_worker(
         with anyio.fail_after(3):
             await until(lambda: len(broker.dead_letters) == 2)
     assert sorted(calls) == [0, 0, 1, 1]
+
+
+def test_an_error_of_one_dispatcher_does_not_keep_others_from_draining_at_the_exit() -> None:
+    code = """
+import time
+from dispytch import Event, EventBase
+from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
+from dispytch.sync import EventDispatcher, EventEmitter
+
+class Tock(EventBase):
+    __topic__ = "tocks"
+    n: int
+
+class Broken(MemoryConsumer):
+    async def receive(self, limit):
+        raise RuntimeError("broken")
+
+broker = MemoryBroker()
+dispatchers = [EventDispatcher(kind(broker, kind.__name__)) for kind in [*[Broken] * 3, MemoryConsumer, *[Broken] * 3]]
+for dispatcher in dispatchers:
+    @dispatcher.handler(Tock)
+    def handle(event: Event[Tock]) -> None:
+        time.sleep(0.3)
+        print("handled", flush=True)
+    dispatcher.start()
+EventEmitter(MemoryProducer(broker)).emit(Tock(n=1))
+time.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "handled\n", done.stderr
