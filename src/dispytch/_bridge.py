@@ -28,6 +28,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+_MOMENT = 0.1
+"""Seconds in which a cancellation of all tasks reaches the scopes of each."""
+
 
 def running_backend() -> str:
     """``"asyncio"`` or ``"trio"``, whichever runs in this thread.
@@ -167,15 +170,20 @@ class OwnerThread:
             job.run()
 
 
-def was_cancelled() -> bool:
-    """Whether the cancellation that the running task has just caught was meant for it.
+async def was_cancelled() -> bool:
+    """Whether the cancellation that the running task has just caught comes from the scopes around it.
 
-    Some libraries let a CancelledError of their own escape; on asyncio nothing but the task's own count tells.
+    On asyncio anybody can raise a CancelledError, or cancel the task itself; a task that ended with it would be missing
+    without a word. A program that cancels all its tasks at the end cancels the scopes too, a moment later.
     """
     if running_backend() == "trio" or anyio.current_effective_deadline() == float("-inf"):
         return True
     task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+    if task is not None and task.cancelling():
+        while task.uncancel():
+            pass
+        await anyio.sleep(_MOMENT)
+    return False
 
 
 Suspended = tuple[Coroutine[Any, Any, Any], Any]

@@ -25,7 +25,12 @@ def dead_letter_topic(source: str, is_literal: bool, group: str) -> str:
 
 def error_text(error: BaseException) -> str:
     """The error's type and text, bounded."""
-    text = f"{type(error).__qualname__}: {error}" if str(error) else type(error).__qualname__
+    text = type(error).__qualname__
+    try:
+        if said := str(error):
+            text += f": {said}"
+    except Exception:  # an error of the user's, whose text must not cost more than itself
+        text += ": its text cannot be told"
     return text.encode("utf-8", "backslashreplace")[:_MAX_TEXT].decode("utf-8", "ignore")
 
 

@@ -100,19 +100,22 @@ class Link:
                 self.name,
             )
 
+    async def send(self, batch: Sequence[Settlement]) -> Sequence[tuple[Settlement, DispytchError]]:
+        """Sends outcomes; returns those that failed."""
+        try:
+            # Cut off half-way, nobody would know what was acknowledged, so a stop waits for it, but not for ever.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_TIMEOUT):
+                return await self.consumer.settle(batch)
+            error: DispytchError = DeliveryError(f"settling took over {SETTLE_TIMEOUT:g} s")
+        except BrokerUnreachableError as unreachable:
+            error = unreachable
+        return [(settlement, error) for settlement in batch]
+
     async def _settle_batch(self) -> bool:
         """Settles what is in the outbox; False if some of it has to be tried again."""
         batch, self.outbox = self.outbox, []
-        failed: Sequence[tuple[Settlement, DispytchError]]
         try:
-            # Cut off half-way, nobody would know what was acknowledged, so a stop waits for it, but not for ever.
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_TIMEOUT) as scope:
-                failed = await self.consumer.settle(batch)
-            if scope.cancelled_caught:
-                error = DeliveryError(f"settling took over {SETTLE_TIMEOUT:g} s")
-                failed = [(settlement, error) for settlement in batch]
-        except BrokerUnreachableError as unreachable:
-            failed = [(settlement, unreachable) for settlement in batch]
+            failed = await self.send(batch)
         except BaseException:
             self.outbox[:0] = batch
             raise

@@ -58,6 +58,7 @@ class Session:
 
     def request_stop(self) -> None:
         """Begins the drain. In the loop's own thread."""
+        self._workers.stopping = True
         self._stop.set()
 
     @property
@@ -112,7 +113,6 @@ class Session:
                             feeders.start_soon(self._feed, link, name=f"dispytch feeder {link.name}")
                         task_status.started()
                         await self._stop.wait()
-                        self._workers.stopping = True
                         feeders.cancel_scope.cancel()
                     await self._drain()
                     workers.cancel_scope.cancel()
@@ -185,18 +185,22 @@ class Session:
     async def _acknowledge_first(self, link: Link, first: Sequence[Work]) -> None:
         pending = [Settlement(work.opened.delivery, Outcome.ACK) for work in first]
         delay = 0.05
-        while pending:
-            # What is acknowledged must reach the lanes, even if a stop comes meanwhile.
-            with anyio.CancelScope(shield=True):
-                failed = await link.consumer.settle(pending)
-            pending = [settlement for settlement, _ in failed]
-            if pending:
-                logger.warning("%s could not acknowledge %d events: %s", link.name, len(pending), failed[0][1])
-                if not await link.pause(delay):
-                    return  # never acknowledged, never handled: the broker delivers them again
-                delay = min(delay * 2, 5.0)
-        for work in first:
-            self._workers.lanes.push(work)
+        try:
+            while pending:
+                # What is acknowledged must reach the lanes, even if a stop comes meanwhile.
+                failed = await link.send(pending)
+                pending = [settlement for settlement, _ in failed]
+                if pending:
+                    logger.warning("%s could not acknowledge %d events: %s", link.name, len(pending), failed[0][1])
+                    if not await link.pause(delay):
+                        return
+                    delay = min(delay * 2, 5.0)
+        finally:
+            # Those never acknowledged are never handled: the broker delivers them again.
+            unknown = {id(settlement.delivery) for settlement in pending}
+            for work in first:
+                if id(work.opened.delivery) not in unknown:
+                    self._workers.lanes.push(work)
 
     async def _reconnect(self, link: Link, error: DispytchError) -> None:
         link.connected = False

@@ -109,6 +109,7 @@ class Workers:
         """Set when, after a stop was asked for, nothing is left to do."""
         self._idlers: list[anyio.Event] = []
         self._waking = False
+        self._winding_up = False
 
     def wake(self) -> None:
         """Wakes a worker, if there is something to do and none is awake for it."""
@@ -118,7 +119,7 @@ class Workers:
 
     def wind_up(self) -> None:
         """Has `drained` set as soon as nothing runs and nothing waits."""
-        self.stopping = True
+        self.stopping = self._winding_up = True
         if not self.running and not len(self.lanes):
             self.drained.set()
         self.wake()
@@ -132,13 +133,17 @@ class Workers:
         while True:
             work = pop()
             if work is None:
-                if self.stopping and not running and not len(lanes):
+                if self._winding_up and not running and not len(lanes):
                     self.drained.set()
                 await self._idle()
                 count, slice_end = 0, clock() + _SLICE
                 continue
             if self._idlers and not self._waking and lanes.ready:
                 self.wake()
+            if self.stopping and not work.route.ack_first:
+                work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
+                done(work)
+                continue
             work.started = clock()
             running[id(work)] = work
             try:
@@ -157,6 +162,8 @@ class Workers:
                         pass
                     except Exception as raised:
                         error = raised
+                    except anyio.get_cancelled_exc_class() as cancelled:
+                        error = await _from_inside(cancelled)
                     else:
                         error = await _rest(context, suspended)
                     if error is None:
@@ -166,6 +173,7 @@ class Workers:
                         self._conclude(work, [await self._persist(work, bound, params, ctx, error)])
                         del error
             except BaseException:
+                self.stopping = True  # so that none of its key overtakes it
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
@@ -306,6 +314,8 @@ async def _try(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> BaseEx
         return None
     except Exception as error:
         return error
+    except anyio.get_cancelled_exc_class() as cancelled:
+        return await _from_inside(cancelled)
     return await _rest(context, suspended)
 
 
@@ -316,13 +326,17 @@ async def _rest(context: Context, suspended: Suspended) -> BaseException | None:
     except Exception as error:
         return error
     except anyio.get_cancelled_exc_class() as cancelled:
-        if was_cancelled():
-            raise
-        # Nobody cancelled this task: a client library let a cancellation of its own escape.
-        failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
-        failure.__cause__ = cancelled
-        return failure
+        return await _from_inside(cancelled)
     return None
+
+
+async def _from_inside(cancelled: BaseException) -> BaseException:
+    """The failure that a cancellation means which a client library let escape; raises it if it was for this task."""
+    if await was_cancelled():
+        raise cancelled
+    failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
+    failure.__cause__ = cancelled
+    return failure
 
 
 def _begin(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> Suspended:

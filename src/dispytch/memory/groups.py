@@ -198,6 +198,9 @@ class Group:
             by_cursor.setdefault(cursor, []).append(offset)
         for cursor, offsets in by_cursor.items():
             cursor.give_back(offsets)
+        if returned:  # of any topic: nobody else would tell those who read it
+            for member in self.members:
+                member.wake()
         self._in_hand.clear()
         if len(self.members) > 1:
             for member in self.members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ from dispytch.abc import Consumer, Deserializer, EventSubscription, Middleware
 from dispytch.errors import ConfigurationError
 
 __all__ = ["EventDispatcher"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
 
 
 class EventDispatcher(Registry):
@@ -197,7 +200,10 @@ _started: weakref.WeakSet[EventDispatcher] = weakref.WeakSet()
 def _stop_all() -> None:
     # The threads are daemons, so that a program that forgets to stop them can end; but it ends with a drain.
     for dispatcher in list(_started):
-        dispatcher.stop()
+        try:
+            dispatcher.stop()
+        except Exception:  # what ended it, which nobody asked for: the others drain all the same
+            logger.exception("A dispatcher had ended before the exit.")
 
 
 atexit.register(_stop_all)
