@@ -106,7 +106,7 @@ async def test_a_stop_does_not_let_the_next_of_a_key_overtake_one_in_back_off() 
 
 
 class _SlowToSettle(MemoryConsumer):
-    """Each settling waits for the test; the first ``failures`` outcomes of all fail."""
+    """Each settling waits for the test, and may fail: wholly, or for every other outcome."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
