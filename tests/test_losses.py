@@ -217,14 +217,16 @@ async def test_an_error_without_a_text_costs_its_event_and_not_the_dispatcher() 
     assert "_Unspeakable" in record.dead_letter.error
 
 
+# Only asyncio's cancellation can be raised by anybody.
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"debug": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
+)
 @pytest.mark.parametrize("waits_first", [False, True])
 @pytest.mark.parametrize("handlers", [1, 2])
 @pytest.mark.parametrize("of_its_own", [False, True])
 async def test_a_handler_that_is_cancelled_from_inside_costs_no_worker(
-    anyio_backend_name: str, waits_first: bool, handlers: int, of_its_own: bool
+    waits_first: bool, handlers: int, of_its_own: bool
 ) -> None:
-    if anyio_backend_name == "trio":
-        pytest.skip("only asyncio's cancellation can be raised by anybody")
     broker = MemoryBroker()
     dispatcher = dispatcher_on(broker, concurrency=1, max_deliveries=2)
     calls: list[int] = []
@@ -275,7 +277,10 @@ for dispatcher in dispatchers:
     def handle(event: Event[Tock]) -> None:
         time.sleep(0.3)
         print("handled", flush=True)
-    dispatcher.start()
+    try:
+        dispatcher.start()
+    except RuntimeError:
+        pass  # a broken one may end before it is waited for
 EventEmitter(MemoryProducer(broker)).emit(Tock(n=1))
 time.sleep(0.1)
 """

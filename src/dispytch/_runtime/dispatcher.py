@@ -264,14 +264,17 @@ class EventDispatcher(Registry):
             await session.run(_Ready(self, task_status))
 
     async def stop(self) -> None:
-        """Stops it: nothing more is fetched, what is in flight finishes within the drain time. Returns when it has."""
+        """Stops it: nothing more is fetched, what is in flight finishes within the drain time. Returns when it has.
+
+        A handler calls `request_stop` instead: this would wait for the handler itself.
+        """
         ended = self._ended
         self.request_stop()
         if ended is not None:
             await ended.wait()
 
     def request_stop(self) -> None:
-        """Begins a stop without waiting for it; in the thread of the event loop."""
+        """Begins a stop without waiting for it; also from handlers. In the thread of the event loop."""
         self._stop_early = True
         if self._session is not None:
             self._session.request_stop()

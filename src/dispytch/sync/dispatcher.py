@@ -152,6 +152,8 @@ class EventDispatcher(Registry):
     def stop(self) -> None:
         """Stops it: nothing more is fetched, what is in flight finishes within the drain time. Returns when it has.
 
+        Not from a handler, which it would wait for.
+
         Raises:
             Exception: what it had ended by before, if that was not raised yet.
         """
