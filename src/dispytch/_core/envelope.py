@@ -188,17 +188,21 @@ class CloudEventsEnvelope(Envelope):
 
     def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
         prefix = features.header_prefix
-        names = [prefix, *(other for other in _PREFIXES if other != prefix)]
+        attributes = ("specversion", "id", "type", "time", "partitionkey")
+        names = [
+            tuple(known + attribute for attribute in attributes)
+            for known in (prefix, *(other for other in _PREFIXES if other != prefix))
+        ]
 
         def open_headers(delivery: Delivery) -> Opened:
             headers = dict(delivery.headers)
-            for prefix in names:
-                if prefix + "specversion" in headers:
-                    raw_id = headers.get(prefix + "id")
+            for version_name, id_name, type_name, time_name, key_name in names:
+                if version_name in headers:
+                    raw_id = headers.get(id_name)
                     if not raw_id:
                         raise DecodeError("the message has CloudEvents headers, but no id among them")
-                    raw_type = headers.get(prefix + "type")
-                    time = headers.get(prefix + "time")
+                    raw_type = headers.get(type_name)
+                    time = headers.get(time_name)
                     return Opened(
                         delivery,
                         raw_id.decode("utf-8", "backslashreplace"),
@@ -206,7 +210,7 @@ class CloudEventsEnvelope(Envelope):
                         delivery.payload,
                         codec,
                         time=None if time is None else time.decode("utf-8", "replace"),
-                        key=delivery.key or headers.get(prefix + "partitionkey"),
+                        key=delivery.key or headers.get(key_name),
                     )
             content_type = headers.get("content-type") or headers.get("content_type") or b""
             if content_type.startswith(_STRUCTURED.encode()) and delivery.payload is not None:

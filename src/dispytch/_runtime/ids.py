@@ -6,11 +6,9 @@ from os import urandom
 
 __all__ = ["new_id"]
 
-_VARIANTS = "89ab"
-
 
 def new_id() -> str:
-    """A random UUID (RFC 9562, version 4) as text; a third of the cost of ``str(uuid4())``."""
+    """A random UUID (RFC 9562, version 4) as text, made without the objects of the uuid module."""
     digits = urandom(16).hex()
-    variant = _VARIANTS[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    # Of the four first digits that the RFC allows in the fourth group, always the same one: 120 random bits are left.
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

@@ -34,6 +34,7 @@ __all__ = ["Counts", "Work", "Workers", "make_dead_letter"]
 
 logger = logging.getLogger("dispytch")
 
+_NO_FAILURES: Mapping[str, int] = {}
 _SLICE = 0.005
 """Seconds that a worker may go on without letting others of the loop run."""
 _MOST_IN_SLICE = 64
@@ -72,7 +73,7 @@ class Work:
         if self.route.ack_first and outcome is not Outcome.DEAD_LETTER:
             self.link.let_go(1)  # acknowledged before it was handled
             return
-        self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or {}))
+        self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
 
 
 class _Verdict:
