@@ -304,3 +304,27 @@ def test_cost_of_many_wildcards_is_linear(source: str) -> None:
     short, long = (cost(matcher, ".".join(["a"] * n)) for n in (30, 60))
     assert short < long < 2.2 * short
     assert matcher.match(".".join(["a"] * 200)) == []
+
+
+@given(
+    left=st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=5),
+    right=st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=5),
+    address=st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=6),
+)
+@settings(max_examples=2000, deadline=None)
+def test_patterns_that_share_an_address_overlap(left: list[str], right: list[str], address: list[str]) -> None:
+    patterns = [Pattern.parse(".".join(segments)) for segments in (left, right)]
+    matched = []
+    for pattern in patterns:
+        matcher: Matcher[None] = Matcher()
+        matcher.add(pattern, None)
+        matched.append(bool(matcher.match(".".join(address))))
+    assert not all(matched) or patterns[0].overlaps(patterns[1])
+    assert patterns[0].overlaps(patterns[1]) == patterns[1].overlaps(patterns[0])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [("a", "b"), ("a.*", "a"), ("a.#", "b.#"), ("#.a", "b.b"), ("{x}.a", "a.b")]
+)
+def test_patterns_without_a_common_address_do_not_overlap(left: str, right: str) -> None:
+    assert not Pattern.parse(left).overlaps(Pattern.parse(right))
