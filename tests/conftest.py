@@ -13,7 +13,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from dispytch import EventDispatcher
+from dispytch.memory import MemoryBroker
 from tests import brokers
+from tests.helpers import dispatcher_on
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,3 +85,18 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The loop that a test marked ``anyio`` runs on."""
     loop: tuple[str, dict[str, Any]] = request.param
     return loop
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker()
+
+
+@pytest.fixture
+def dispatcher(broker: MemoryBroker) -> EventDispatcher:
+    return dispatcher_on(broker)
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []

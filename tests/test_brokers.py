@@ -18,6 +18,7 @@ import pytest
 
 from tests import brokers
 from tests.brokers import _process
+from tests.conftest import in_ci
 
 PROJECT = Path(__file__).parents[1]
 
@@ -252,7 +253,7 @@ class TestRunning:
         assert is_refused(url)
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed")
+@pytest.mark.skipif(shutil.which("ps") is None and not in_ci(), reason="ps is not installed")
 def test_processes_are_told_apart_without_proc() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         born = _process._birth_from_ps(process.pid)

@@ -43,21 +43,6 @@ class AtOnce(RetryPolicy):
         return 0.0 if failures <= self.retries else None
 
 
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker()
-
-
-@pytest.fixture
-def dispatcher(broker: MemoryBroker) -> EventDispatcher:
-    return dispatcher_on(broker)
-
-
-@pytest.fixture
-def log() -> list[str]:
-    return []
-
-
 # --- what can provide
 
 

@@ -61,16 +61,6 @@ class OrderDict(TypedDict):
     number: int
 
 
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker()
-
-
-@pytest.fixture
-def dispatcher(broker: MemoryBroker) -> EventDispatcher:
-    return dispatcher_on(broker)
-
-
 # --- which events reach which handlers
 
 

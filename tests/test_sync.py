@@ -206,7 +206,8 @@ dispatcher = sync.EventDispatcher(MemoryConsumer(broker))
 async def handle(event: Event[Tick]) -> None:
     import anyio
     print("begun", flush=True)
-    await anyio.sleep(0.2)
+    while dispatcher.health().state == "running":  # none ends before the stop
+        await anyio.sleep(0.001)
     print("ended", flush=True)
 
 dispatcher.start()

@@ -419,7 +419,7 @@ async def test_drain(memory: Rig) -> None:
 
     async def handle(event: Event[Any]) -> None:
         begun[event.body["n"]] += 1
-        await anyio.sleep(0.2)
+        await until(lambda: first.health().state != "running")  # none ends before the stop
         ended[event.body["n"]] += 1
 
     first, second = memory.dispatcher(concurrency=50), memory.dispatcher(concurrency=50)

@@ -164,3 +164,7 @@ def texts(error: BaseException | None) -> str:
         found += f"{one!r} {one} "
         queue += [one.__cause__, one.__context__]
     return found
+
+
+def is_trio(anyio_backend: tuple[str, Any]) -> bool:
+    return anyio_backend[0] == "trio"

@@ -20,6 +20,7 @@ from tests.redis.helpers import (
     client_of,
     closed_port,
     fake_server,
+    is_trio,
     reader_threads,
     subscribe_only,
     subscription,
@@ -30,10 +31,6 @@ from tests.redis.helpers import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-def is_trio(anyio_backend: tuple[str, Any]) -> bool:
-    return anyio_backend[0] == "trio"
 
 
 @pytest.fixture(params=["default", "thread"])

@@ -27,6 +27,7 @@ from tests.redis.helpers import (
     client_of,
     closed_port,
     fake_server,
+    is_trio,
     message,
     swallow_all,
     swallow_publish,
@@ -36,10 +37,6 @@ from tests.redis.helpers import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-def is_trio(anyio_backend: tuple[str, Any]) -> bool:
-    return anyio_backend[0] == "trio"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
@@ -22,9 +23,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 RouteT = TypeVar("RouteT", bound="EventRoute")
+TargetT = TypeVar("TargetT")
 
 
-class EventRoute:
+class EventRoute(ABC):
     """Where an event goes on one transport; each transport has its own dataclass.
 
     String fields may be templates such as ``"tenant.{tenant_id}.users"``. ``delimiter`` tells what separates the
@@ -34,9 +36,9 @@ class EventRoute:
     delimiter: str | None
 
     @property
+    @abstractmethod
     def address(self) -> str:
         """The route as one string, for receipts and logs."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,36 +220,31 @@ def compile_route(route: RouteT, owner: str) -> Callable[[Any], RouteT]:
     Raises:
         ConfigurationError: see `route_templates`; the function raises EmitRejectedError for values that do not fit.
     """
-    templates = route_templates(route, owner)
-    if not templates:
-        return lambda event: route
-    kind = type(route)
     delimiter = route.delimiter
-    fixed = {item.name: getattr(route, item.name) for item in fields(route)}  # type: ignore[arg-type]  # a dataclass
-
-    def fill(event: Any) -> RouteT:
-        values = fixed.copy()
-        for name, template in templates.items():
-            values[name] = template.fill_segments(event, delimiter)
-        return kind(**values)
-
-    return fill
+    return _filler(
+        route, route_templates(route, owner), lambda template, event: template.fill_segments(event, delimiter)
+    )
 
 
 def compile_config(config: EventConfig | None, owner: str) -> Callable[[Any], EventConfig | None]:
     """The same for the options of a transport, where any text is allowed."""
     if config is None:
         return lambda event: None
-    templates = route_templates(config, owner)  # type: ignore[arg-type]  # a dataclass, read field by field
-    if not templates:
-        return lambda event: config
-    kind = type(config)
-    fixed = {item.name: getattr(config, item.name) for item in fields(config)}  # type: ignore[arg-type]  # a dataclass
+    return _filler(config, route_templates(config, owner), Template.fill)  # type: ignore[arg-type]  # a dataclass
 
-    def fill(event: Any) -> EventConfig:
-        values: dict[str, Any] = fixed.copy()
+
+def _filler(
+    target: TargetT, templates: dict[str, Template], fill: Callable[[Template, Any], str | None]
+) -> Callable[[Any], TargetT]:
+    if not templates:
+        return lambda event: target
+    kind: Callable[..., TargetT] = type(target)
+    fixed = {item.name: getattr(target, item.name) for item in fields(target)}  # type: ignore[arg-type]  # a dataclass
+
+    def filled(event: Any) -> TargetT:
+        values = fixed.copy()
         for name, template in templates.items():
-            values[name] = template.fill(event)
+            values[name] = fill(template, event)
         return kind(**values)
 
-    return fill
+    return filled
