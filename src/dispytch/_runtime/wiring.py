@@ -108,7 +108,6 @@ class Wired:
         self.bound: Sequence[Bound] = bound
         self.subscriptions: Sequence[Subscription] = subscriptions
         self.open: Callable[[Delivery], Opened] = options.envelope.opener(options.deserializer, consumer.features)
-        self.default_dead_letter: EventRoute | None = None
         self._matchers: dict[str | None, Matcher[Bound]] = {}
         for item in bound:
             delimiter = item.pattern.delimiter
