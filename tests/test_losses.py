@@ -277,6 +277,7 @@ for dispatcher in dispatchers:
     def handle(event: Event[Tock]) -> None:
         while dispatchers[3].health().state == "running":  # it does not end before the exit
             time.sleep(0.001)
+        time.sleep(0.1)  # nor at once: the drain has something to wait for
         print("handled", flush=True)
     try:
         dispatcher.start()

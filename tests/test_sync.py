@@ -208,6 +208,7 @@ async def handle(event: Event[Tick]) -> None:
     print("begun", flush=True)
     while dispatcher.health().state == "running":  # none ends before the stop
         await anyio.sleep(0.001)
+    await anyio.sleep(0.1)  # nor at once: the drain has something to wait for
     print("ended", flush=True)
 
 dispatcher.start()

@@ -419,7 +419,8 @@ async def test_drain(memory: Rig) -> None:
 
     async def handle(event: Event[Any]) -> None:
         begun[event.body["n"]] += 1
-        await until(lambda: first.health().state != "running")  # none ends before the stop
+        await until(lambda: first.health().state != "running")  # none ends before the stop,
+        await anyio.sleep(0.1)  # nor at once: the drain has something to wait for
         ended[event.body["n"]] += 1
 
     first, second = memory.dispatcher(concurrency=50), memory.dispatcher(concurrency=50)
