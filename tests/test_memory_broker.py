@@ -190,7 +190,7 @@ async def test_brokers_by_url_are_told_apart_by_name() -> None:
     ("make", "hint"),
     [
         (lambda: producer_from_url("memory://"), "memory://name"),
-        (lambda: consumer_from_url("carrier-pigeon://coop"), "known are: memory"),
+        (lambda: consumer_from_url("carrier-pigeon://coop"), "known are: amqp, amqps, kafka"),
         (lambda: producer_from_url("localhost"), "begins with its scheme"),
         (lambda: MemoryProducer(cast("Any", "memory://x")), "producer_from_url"),
         (lambda: MemoryConsumer(cast("Any", "memory://x")), "consumer_from_url"),

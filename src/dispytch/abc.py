@@ -16,6 +16,7 @@ import anyio
 
 from dispytch._core.codec import Deserializer, Serializer
 from dispytch._core.context import Middleware
+from dispytch._core.deadletters import dead_letter_topic
 from dispytch._core.envelope import Envelope
 from dispytch._core.messages import DeadLetter, Delivery, Features, Headers, Message, Outcome, Receipt, Settlement
 from dispytch._core.patterns import Pattern
@@ -210,6 +211,11 @@ class Consumer(ABC):
     @abstractmethod
     def dead_letter_route(self, topic: str) -> EventRoute | None:
         """The route of a dead-letter topic; ``None`` if the transport keeps no dead letters."""
+
+    def default_dead_letter(self, subscription: Subscription) -> EventRoute | None:
+        """Where failures of a subscription's handlers go if nobody said; ``None`` if the transport keeps none."""
+        pattern = subscription.pattern
+        return self.dead_letter_route(dead_letter_topic(pattern.source, pattern.is_literal, self.group_id))
 
     @abstractmethod
     async def start(self, subscriptions: Sequence[Subscription] = ()) -> None:

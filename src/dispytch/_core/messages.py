@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,6 +47,7 @@ class Features:
         consumer_groups: Consumers of one group share the messages, each group gets all.
         persistent: Messages outlive the consumer that was not there.
         old_messages: A new group begins at the start of what the broker holds.
+        patterns: Subscriptions may be patterns, with ``{name}``, ``*`` and ``#``.
     """
 
     headers: bool = True
@@ -55,6 +56,7 @@ class Features:
     consumer_groups: bool = True
     persistent: bool = True
     old_messages: bool = True
+    patterns: bool = True
 
 
 class Message:
@@ -95,10 +97,23 @@ class Delivery:
         position: Where it lies in the source, unique there, as text; ``None`` where the broker has no positions.
         partition: Its partition, if the source has several.
         failures: Failures known from earlier deliveries, by handler name.
+        scope: What beside the source tells which subscriptions it is for, such as the queue that it came by; hashable,
+            and shared by deliveries that are alike. See `EventSubscription.takes`.
         token: The transport's own handle for settling.
     """
 
-    __slots__ = ("failures", "headers", "key", "partition", "payload", "position", "source", "timestamp_ms", "token")
+    __slots__ = (
+        "failures",
+        "headers",
+        "key",
+        "partition",
+        "payload",
+        "position",
+        "scope",
+        "source",
+        "timestamp_ms",
+        "token",
+    )
 
     def __init__(
         self,
@@ -111,6 +126,7 @@ class Delivery:
         position: str | None = None,
         partition: int | None = None,
         failures: Mapping[str, int] = _NO_FAILURES,
+        scope: Hashable = None,
         token: Any = None,
     ) -> None:
         self.source: str = source
@@ -121,6 +137,7 @@ class Delivery:
         self.position: str | None = position
         self.partition: int | None = partition
         self.failures: Mapping[str, int] = failures
+        self.scope: Hashable = scope
         self.token: Any = token
 
     def __repr__(self) -> str:
@@ -138,6 +155,7 @@ class Delivery:
             self.position,
             self.partition,
             dict(self.failures),
+            self.scope,
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -150,6 +168,7 @@ class Delivery:
             self.position,
             self.partition,
             self.failures,
+            self.scope,
         ) = state
         self.token = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
@@ -76,6 +76,10 @@ class EventSubscription:
     def pattern(self) -> str:
         """The address pattern, ``"#"`` for any."""
         return "#" if self.topic is None else self.topic
+
+    def takes(self, scope: Hashable) -> bool:
+        """Whether it is for deliveries of this scope, if their source matches; see `Delivery`."""
+        return True
 
 
 def _text(value: Any) -> str | None:

@@ -236,7 +236,7 @@ class Session:
         except Exception as error:  # an envelope that is not ours: its mistake costs this message, not the dispatcher
             self._refuse(link, delivery, DecodeError(f"its envelope cannot be opened ({type(error).__name__})"))
             return None
-        route = wired.route(delivery.source, opened.type)
+        route = wired.route(delivery.source, delivery.scope, opened.type)
         if opened.data is None and route.matches:
             route = Route([match for match in route.matches if match[0].accepts_null])
             if not route.matches:
@@ -256,7 +256,7 @@ class Session:
 
     def _refuse(self, link: Link, delivery: Delivery, error: DecodeError) -> None:
         """What cannot be opened is permanent: dead-lettered once for each destination of the handlers it may be for."""
-        matches = link.wired.matches(delivery.source)
+        matches = link.wired.matches(delivery.source, delivery.scope)
         if not matches:
             self._set_aside(link, delivery, None)
             return
@@ -276,7 +276,7 @@ class Session:
     def _set_aside(self, link: Link, delivery: Delivery, opened: Opened | None) -> None:
         self.counts.unhandled += 1
         if self.tuning.dead_letter_unhandled:
-            matches = link.wired.matches(delivery.source) or [(bound, {}) for bound in link.wired.bound]
+            matches = link.wired.matches(delivery.source, delivery.scope) or [(bound, {}) for bound in link.wired.bound]
             route = next((bound.dead_letter for bound, _ in matches if bound.dead_letter is not None), None)
             if route is not None:
                 kind = None if opened is None else opened.type

@@ -14,8 +14,14 @@ __all__ = ["consumer_from_url", "no_client", "producer_from_url"]
 
 _BUILT_IN = {
     "memory": "dispytch.memory.urls",
+    "kafka": "dispytch.kafka.urls",
+    "kafka+ssl": "dispytch.kafka.urls",
+    "amqp": "dispytch.rabbitmq.urls",
+    "amqps": "dispytch.rabbitmq.urls",
     "redis": "dispytch.redis.urls",
     "rediss": "dispytch.redis.urls",
+    "redis+stream": "dispytch.redis.urls",
+    "rediss+stream": "dispytch.redis.urls",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -13,7 +13,6 @@ import anyio
 
 from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy
 from dispytch._core.context import Middleware
-from dispytch._core.deadletters import dead_letter_topic
 from dispytch._core.envelope import Envelope, Opened
 from dispytch._core.handlers import DeadLetterTarget, Handler, check_params
 from dispytch._core.lanes import Limit
@@ -60,6 +59,7 @@ class Bound:
         "limits",
         "name",
         "pattern",
+        "takes",
     )
 
     def __init__(
@@ -67,6 +67,7 @@ class Bound:
         handler: Handler,
         plan: Plan,
         pattern: Pattern,
+        takes: Callable[[Hashable], bool],
         ack_first: bool,
         dead_letter: EventRoute | None,
         limit: Limit | None,
@@ -77,6 +78,7 @@ class Bound:
         """Tells it from other handlers of its consumer, also from those of the same name."""
         self.event = handler.event
         self.pattern: Pattern = pattern
+        self.takes: Callable[[Hashable], bool] = takes
         self.ack_first: bool = ack_first
         self.dead_letter: EventRoute | None = dead_letter
         self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
@@ -119,30 +121,32 @@ class Wired:
             if seen[item.name] > 1:
                 item.key = f"{item.name}#{seen[item.name]}"
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
-        self._by_source: dict[str, list[Match]] = {}
-        self._routes: dict[tuple[str, str | None], Route] = {}
+        self._by_source: dict[tuple[str, Hashable], list[Match]] = {}
+        self._routes: dict[tuple[str, Hashable, str | None], Route] = {}
 
-    def matches(self, source: str) -> list[Match]:
-        """The handlers whose pattern matches an address, whatever the type, in order of registration."""
-        found = self._by_source.get(source)
+    def matches(self, source: str, scope: Hashable = None) -> list[Match]:
+        """The handlers for an address in a scope, whatever the type, in order of registration."""
+        found = self._by_source.get((source, scope))
         if found is None:
-            found = [match for matcher in self._matchers.values() for match in matcher.match(source)]
+            found = [
+                match for matcher in self._matchers.values() for match in matcher.match(source) if match[0].takes(scope)
+            ]
             found.sort(key=lambda match: self._order[id(match[0])])
             if source in self._dead_letters:  # wildcards never match those
                 found = [match for match in found if match[0].pattern.is_literal]
             if len(self._by_source) >= _MOST_CACHED:
                 self._by_source.clear()  # addresses may be without number: start over rather than grow
-            self._by_source[source] = found
+            self._by_source[source, scope] = found
         return found
 
-    def route(self, source: str, type: str | None) -> Route:
-        """The handlers for an address and an event type."""
-        route = self._routes.get((source, type))
+    def route(self, source: str, scope: Hashable, type: str | None) -> Route:
+        """The handlers for an address in a scope and an event type."""
+        route = self._routes.get((source, scope, type))
         if route is None:
-            route = Route([match for match in self.matches(source) if match[0].event in (None, type)])
+            route = Route([match for match in self.matches(source, scope) if match[0].event in (None, type)])
             if len(self._routes) >= _MOST_CACHED:
                 self._routes.clear()
-            self._routes[source, type] = route
+            self._routes[source, scope, type] = route
         return route
 
 
@@ -251,11 +255,12 @@ def _wire_consumer(
         served.add(id(handler))
         check_params(plans[id(handler)], pattern.source, pattern.names, owner)  # an override may want others
         policy = _policy(handler, consumer, options, owner)
-        dead_letter = _dead_letter(handler.dead_letter, consumer, pattern, options, owner)
+        dead_letter = _dead_letter(handler.dead_letter, consumer, Subscription(pattern, declared), options, owner)
         item = Bound(
             handler,
             plans[id(handler)],
             pattern,
+            (lambda scope: True) if isinstance(declared, EventRoute) else declared.takes,
             isinstance(policy, AckBeforeProcessing),
             dead_letter,
             limits.get(id(handler)),
@@ -288,7 +293,7 @@ def _policy(handler: Handler, consumer: Consumer, options: Options, owner: str) 
 
 
 def _dead_letter(
-    target: DeadLetterTarget, consumer: Consumer, pattern: Pattern, options: Options, owner: str
+    target: DeadLetterTarget, consumer: Consumer, subscription: Subscription, options: Options, owner: str
 ) -> EventRoute | None:
     if isinstance(target, EllipsisType):
         target = options.dead_letter
@@ -297,7 +302,7 @@ def _dead_letter(
     if isinstance(target, EllipsisType):
         if not consumer.features.acknowledges:
             return None  # what nobody can take back needs no place to wait in
-        return consumer.dead_letter_route(dead_letter_topic(pattern.source, pattern.is_literal, consumer.group_id))
+        return consumer.default_dead_letter(subscription)
     example = consumer.dead_letter_route("example")
     if isinstance(target, str):
         route = consumer.dead_letter_route(target) if target else None
