@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -16,6 +17,14 @@ async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110 - conditions of all kinds, some met by threads
             await anyio.sleep(0.005)
+
+
+def blocking_until(condition: Callable[[], object]) -> None:
+    """The same without an event loop."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 def unique(name: str) -> str:

@@ -9,18 +9,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import blocking_until
+
 ROOT = Path(__file__).parent.parent
 LOOPS = ["asyncio", "uvloop", "trio"]
+BROKERS = ["redis"]
 
 
-def run(*command: str, **environment: str) -> str:
+def url_of(broker: str, request: pytest.FixtureRequest) -> str:
+    """The address of a real broker, by the name of its transport."""
+    url: str = request.getfixturevalue(f"{broker.partition('+')[0]}_url")
+    return url.replace("redis://", f"{broker}://", 1) if broker.startswith("redis") else url
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDEVMODE": "1", **more}
+
+
+def run(*command: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
         timeout=60,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDEVMODE": "1", **environment},
+        env=environment(**variables),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,9 +42,9 @@ def run(*command: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("transport", ["memory", "redis"])
-def test_demo(loop: str, transport: str, request: pytest.FixtureRequest) -> None:
-    url = "memory://demo" if transport == "memory" else request.getfixturevalue("redis_url")
+@pytest.mark.parametrize("broker", ["memory", *BROKERS])
+def test_demo(loop: str, broker: str, request: pytest.FixtureRequest) -> None:
+    url = "memory://demo" if broker == "memory" else url_of(broker, request)
     lines = run("-m", "examples.demo", "--loop", loop, "--url", url).splitlines()
     assert lines[0] == "ledger: opened"
     assert lines[-1] == "ledger: closed"
@@ -47,6 +60,28 @@ def test_demo(loop: str, transport: str, request: pytest.FixtureRequest) -> None
         "pack:    a lamp at berlin (in a worker thread)",
         "pack:    nothing at oslo (in a worker thread)",
     ]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("broker", BROKERS)
+def test_shop(loop: str, broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A blocking program and a service in another process exchange events."""
+    url = url_of(broker, request)
+    log = tmp_path / "service.log"
+    command = [sys.executable, "-u", "-m", "examples.shop.service", "--url", url, "--loop", loop]
+    with log.open("w") as output:
+        service = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output, stderr=output)
+    try:
+        blocking_until(lambda: "is ready" in log.read_text() or service.poll() is not None)
+        assert service.poll() is None, log.read_text()
+        lines = run("-m", "examples.shop.site", "--url", url).splitlines()
+        assert lines[3:] == ["order 1: lamp in a box", "order 2: chair in a box", "order 3: table in a box"]
+        service.terminate()
+        assert service.wait(30) == 0, log.read_text()
+    finally:
+        service.kill()
+        service.wait()
+    assert {f"shipped: order {number}" for number in (1, 2, 3)} <= set(log.read_text().splitlines())
 
 
 @pytest.mark.parametrize("loop", LOOPS)

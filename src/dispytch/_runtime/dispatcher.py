@@ -364,6 +364,7 @@ class _Ready(TaskStatus[None]):
 
     def started(self, value: None = None) -> None:
         self._dispatcher._state = "running"
+        logger.info("The dispatcher is ready; it consumes by %s.", ", ".join(map(repr, self._dispatcher.consumers)))
         self._outer.started()
 
 

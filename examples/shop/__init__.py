@@ -1,0 +1,1 @@
+"""A blocking web shop and an asynchronous service that exchange events, over any broker."""

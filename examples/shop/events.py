@@ -1,0 +1,21 @@
+"""What the shop and the service tell each other."""
+
+from __future__ import annotations
+
+from dispytch import EventBase
+
+
+class OrderPlaced(EventBase):
+    __topic__ = "shop.orders"
+    __key__ = "{order_id}"
+
+    order_id: int
+    item: str
+
+
+class OrderShipped(EventBase):
+    __topic__ = "shop.shipments"
+    __key__ = "{order_id}"
+
+    order_id: int
+    parcel: str
