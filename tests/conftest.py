@@ -60,10 +60,25 @@ def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def kafka_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The address of a real Kafka, shared by the session's tests: use topics and groups of your own."""
+    yield from running_broker(pytestconfig, "kafka")
+
+
+@pytest.fixture(scope="session")
 def redis_server(pytestconfig: pytest.Config) -> str:
     """The path of the redis-server program, for tests that start their own."""
     try:
         return brokers.program("redis", install=pytestconfig.getoption("--install-brokers"))
+    except brokers.MissingServerError as error:
+        missing_server(pytestconfig, error)
+
+
+@pytest.fixture(scope="session")
+def kafka_server(pytestconfig: pytest.Config) -> str:
+    """The path of the java program, with Kafka's jars in place, for tests that start their own."""
+    try:
+        return brokers.program("kafka", install=pytestconfig.getoption("--install-brokers"))
     except brokers.MissingServerError as error:
         missing_server(pytestconfig, error)
 

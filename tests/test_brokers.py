@@ -1,9 +1,10 @@
-"""The ``python -m tests.brokers`` command and its Python side, against a real redis-server."""
+"""The ``python -m tests.brokers`` command and its Python side, against real servers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,8 +54,8 @@ class Command:
         assert done.returncode == 1, done.stdout
         return done.stderr
 
-    def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads((self.folder / "redis" / "broker.json").read_text())
+    def record(self, name: str = "redis") -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.folder / name / "broker.json").read_text())
         return record
 
 
@@ -111,22 +112,22 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.mark.usefixtures("redis_server")
 class TestCommand:
     def test_up_status_url_down(self, command: Command) -> None:
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
         up = command("up", "redis")
         url = command("url", "redis").strip()
-        assert up == command("status") == f"redis: running ({url}, pid {command.record()['pid']})\n"
+        assert up == command("status", "redis") == f"redis: running ({url}, pid {command.record()['pid']})\n"
         assert ask(url, b"PING") == b"+PONG\r\n"
-        assert command("down") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: stopped\n"
         assert is_refused(url)
         assert command("status", "redis") == "redis: stopped\n"
 
     def test_up_and_down_twice(self, command: Command) -> None:
-        assert command("up") == command("up")
-        assert command("down") == "redis: stopped\n"
-        assert command("down") == "redis: was not running\n"
+        assert command("up", "redis") == command("up", "redis")
+        assert command("down", "redis") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: was not running\n"
 
     def test_binds_loopback_and_persists_nothing(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         url = command("url", "redis")
         assert b"\r\n127.0.0.1\r\n" in ask(url, b"CONFIG GET bind")
         assert ask(url, b"CONFIG GET save") == b"*2\r\n$4\r\nsave\r\n$0\r\n\r\n"
@@ -135,58 +136,100 @@ class TestCommand:
     def test_port_by_option_and_by_environment(self, command: Command) -> None:
         first, second = free_ports()
         command.environment["DISPYTCH_REDIS_PORT"] = str(first)
-        command("up", "--port", f"redis={second}")
+        command("up", "redis", "--port", f"redis={second}")
         assert port_of(command("url", "redis")) == second
-        assert f"runs on port {second} already, not on {first}" in command.error("up")
+        assert f"runs on port {second} already, not on {first}" in command.error("up", "redis")
         command("down")
-        command("up")
+        command("up", "redis")
         assert port_of(command("url", "redis")) == first
 
     def test_taken_port_is_an_error_that_says_so(self, command: Command) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            error = command.error("up", "--port", f"redis={port}")
+            error = command.error("up", "redis", "--port", f"redis={port}")
         assert "Address already in use" in error
         assert "choose another one with --port" in error
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
         assert not (command.folder / "redis" / "broker.json").exists()
 
     def test_down_leaves_a_process_that_only_has_the_same_pid(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         record = command.record()
         pid, born = record["pid"], record["born"]
         record["born"] = "another"
         (command.folder / "redis" / "broker.json").write_text(json.dumps(record))
-        assert command("down") == "redis: was not running\n"
+        assert command("down", "redis") == "redis: was not running\n"
         assert _process.birth(pid) == born
         _process.stop(pid, born, patience=10)
 
     def test_a_process_that_ended_before_it_was_known_does_not_run(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         command("down")
         record = {"name": "redis", "url": "redis://127.0.0.1:1/0", "port": 1, "pid": 2**22 + 1, "born": None}
         (command.folder / "redis").mkdir()
         (command.folder / "redis" / "broker.json").write_text(json.dumps(record))
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
 
     def test_up_after_the_server_was_killed(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         os.kill(command.record()["pid"], signal.SIGKILL)
-        eventually(lambda: command("status") == "redis: stopped\n")
-        command("up")
+        eventually(lambda: command("status", "redis") == "redis: stopped\n")
+        command("up", "redis")
         assert ask(command("url", "redis"), b"PING") == b"+PONG\r\n"
+
+
+@pytest.mark.usefixtures("kafka_server")
+class TestKafka:
+    def test_up_status_url_down(self, command: Command) -> None:
+        up = command("up", "kafka")
+        url = command("url", "kafka").strip()
+        record = command.record("kafka")
+        assert (
+            up
+            == command("up", "kafka")
+            == command("status", "kafka")
+            == f"kafka: running ({url}, pid {record['pid']})\n"
+        )
+        assert url == f"kafka://127.0.0.1:{record['port']}"
+        server = brokers.Kafka()
+        assert server.answers(record["port"], None)
+        assert server.version(command.folder / "kafka") == "4.1.0"
+        settings = (command.folder / "kafka" / "server.properties").read_text()
+        assert set(re.findall(r"://([\w.]+):", settings)) == {"127.0.0.1"}
+        assert command("down", "kafka") == "kafka: stopped\n"
+        assert is_refused(url)
+        assert command("status", "kafka") == "kafka: stopped\n"
+        assert command("down", "kafka") == "kafka: was not running\n"
+
+    def test_a_restart_keeps_what_it_holds_and_another_on_the_port_is_not_taken_for_it(self, tmp_path: Path) -> None:
+        kept = tmp_path / "first" / "data" / "meta.properties"
+        with brokers.started(brokers.Kafka(), tmp_path / "first") as one:
+            cluster = kept.read_text()
+            with (
+                pytest.raises(brokers.BrokersError, match="Address already in use"),
+                brokers.started(brokers.Kafka(), tmp_path / "second", one.port),
+            ):
+                pass
+        with brokers.started(brokers.Kafka(), tmp_path / "first", one.port):
+            assert kept.read_text() == cluster
+
+    def test_without_its_jars_the_error_says_how(self, command: Command, tmp_path: Path) -> None:
+        command.environment["XDG_CACHE_HOME"] = str(tmp_path)
+        error = command.error("up", "kafka")
+        assert f"there is no Kafka 4.1.0 in {tmp_path}" in error
+        assert "up kafka --install" in error
 
 
 class TestErrors:
     def test_unknown_name(self, command: Command) -> None:
-        assert command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis.\n"
+        assert command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis, kafka.\n"
 
     def test_url_of_a_stopped_broker(self, command: Command) -> None:
         assert "python -m tests.brokers up redis" in command.error("url", "redis")
 
     @pytest.mark.parametrize("option", ["6379", "redis=", "redis=0", "redis=65536", "redis=six"])
     def test_bad_port(self, command: Command, option: str) -> None:
-        error = command.error("up", "--port", option)
+        error = command.error("up", "redis", "--port", option)
         assert "give it as NAME=PORT" in error or "give a port number" in error
 
 
@@ -196,7 +239,7 @@ class TestExternal:
     def test_external_server_is_used_and_nothing_is_started(self, command: Command) -> None:
         command.environment["DISPYTCH_TEST_REDIS_URL"] = self.URL
         shown = "redis: external (redis://user:***@127.0.0.1:1/3, from DISPYTCH_TEST_REDIS_URL)\n"
-        assert command("up") == command("status") == shown
+        assert command("up", "redis") == command("status", "redis") == shown
         assert command("url", "redis") == self.URL + "\n"
         assert not (command.folder / "redis").exists()
 
@@ -226,7 +269,7 @@ class TestRunning:
             assert ask(first["redis"], b"PING") == b"+PONG\r\n"
 
     def test_reuses_what_up_started_and_leaves_it(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         url = command("url", "redis").strip()
         with brokers.Manager(command.folder).running("redis") as urls:
             assert urls == {"redis": url}
@@ -265,13 +308,13 @@ def test_processes_are_told_apart_without_proc() -> None:
 
 class TestInstall:
     def test_without_install_the_error_says_how(self, command: Command, bare_path: Path) -> None:
-        error = command.error("up")
+        error = command.error("up", "redis")
         assert "redis-server is not on PATH" in error
         assert "up redis --install" in error
         assert "DISPYTCH_TEST_REDIS_URL" in error
 
     def test_not_on_debian(self, command: Command, bare_path: Path) -> None:
-        error = command.error("up", "--install")
+        error = command.error("up", "redis", "--install")
         assert "there is no apt-get here" in error
         assert "this system's own package manager" in error
 
@@ -302,19 +345,19 @@ class TestInstall:
         log = tmp_path / "apt.log"
         link = f"/bin/ln -s {redis_server} {bare_path}/redis-server"
         program(bare_path / "apt-get", f'echo "$DEBIAN_FRONTEND: $@" >>{log}\n[ "$1" = update ] || {link}')
-        command("up", "--install")
+        command("up", "redis", "--install")
         assert ask(command("url", "redis"), b"PING") == b"+PONG\r\n"
         assert log.read_text().splitlines() == [
             "noninteractive: update",
             "noninteractive: install --yes --no-install-recommends redis-server",
         ]
         command("down")
-        command("up", "--install")
+        command("up", "redis", "--install")
         assert len(log.read_text().splitlines()) == 2
 
     def test_failed_install_shows_what_apt_get_said(self, command: Command, bare_path: Path) -> None:
         program(bare_path / "apt-get", "echo E: Unable to locate package; exit 100")
-        error = command.error("up", "--install")
+        error = command.error("up", "redis", "--install")
         assert "ended with 100" in error
         assert "E: Unable to locate package" in error
 
@@ -328,15 +371,15 @@ class TestDocker:
             f'{redis_server} --bind 127.0.0.1 --port "$DISPYTCH_REDIS_PORT" --save "" --daemonize yes --dir {tmp_path}'
         )
         program(bare_path / "docker", f'echo "$@" >>{log}\ncase "$*" in *" up "*) {listen};; esac')
-        command("up", "--docker")
+        command("up", "redis", "--docker")
         project = command.record()["project"]
         url = command("url", "redis")
-        assert command("up", "--docker") == f"redis: running ({url.strip()})\n"
+        assert command("up", "redis", "--docker") == f"redis: running ({url.strip()})\n"
         with socket.create_connection(("127.0.0.1", port_of(url)), timeout=5) as connection:
             connection.sendall(b"SHUTDOWN NOSAVE\r\n")
             assert connection.recv(1) == b""
-        assert command("status") == "redis: stopped\n"
-        assert command("down") == "redis: was not running\n"
+        assert command("status", "redis") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: was not running\n"
         compose = f"compose --project-name {project} --file {PROJECT / 'docker-compose.yml'}"
         assert log.read_text().splitlines() == [
             f"{compose} up --detach --wait redis",
@@ -344,14 +387,14 @@ class TestDocker:
         ]
 
     def test_without_docker(self, command: Command, bare_path: Path) -> None:
-        assert "install Docker, or leave out --docker" in command.error("up", "--docker")
+        assert "install Docker, or leave out --docker" in command.error("up", "redis", "--docker")
 
     def test_without_an_engine(self, command: Command, bare_path: Path) -> None:
         program(bare_path / "docker", "echo Cannot connect to the Docker daemon; exit 1")
-        error = command.error("up", "--docker")
+        error = command.error("up", "redis", "--docker")
         assert "Cannot connect to the Docker daemon" in error
         assert "docker info" in error
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
 
 
 def test_redis_url_is_a_running_redis(redis_url: str) -> None:

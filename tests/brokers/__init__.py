@@ -12,9 +12,20 @@ from contextlib import AbstractContextManager
 
 from ._errors import BrokersError, MissingServerError
 from ._install import find_or_install
-from ._manager import Manager, server_named
+from ._kafka import KAFKA_USERS, Kafka
+from ._manager import Manager, Running, server_named, started
 
-__all__ = ["BrokersError", "Manager", "MissingServerError", "program", "running"]
+__all__ = [
+    "KAFKA_USERS",
+    "BrokersError",
+    "Kafka",
+    "Manager",
+    "MissingServerError",
+    "Running",
+    "program",
+    "running",
+    "started",
+]
 
 
 def running(*names: str, install: bool = False) -> AbstractContextManager[dict[str, str]]:

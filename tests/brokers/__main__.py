@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ._catalog import SERVERS
 from ._errors import BrokersError
 from ._manager import Manager, names_or_all, parse_ports, without_password
-from ._servers import SERVERS
 
 EPILOG = """\
 environment:
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start brokers that do not run yet; they stay until `down`")
     up.add_argument("names", nargs="*", metavar="NAME", help=f"{names}; all of them by default")
-    up.add_argument("--install", action="store_true", help="install a missing server with apt-get")
+    up.add_argument("--install", action="store_true", help="install a missing server with apt-get (Kafka: and Maven)")
     up.add_argument("--docker", action="store_true", help="start containers from docker-compose.yml instead")
     up.add_argument("--port", action="append", default=[], metavar="NAME=PORT", help="a free port by default")
     down = commands.add_parser("down", help="stop what `up` started, and what killed test runs left")

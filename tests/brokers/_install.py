@@ -12,41 +12,43 @@ from ._errors import BrokersError, MissingServerError
 from ._servers import Server
 
 
-def find(server: Server) -> str | None:
-    return shutil.which(server.program)
-
-
 def find_or_install(server: Server, *, install: bool) -> str:
     """The path of the server's program."""
-    if (found := find(server)) is not None:
-        return found
-    if not install:
-        raise MissingServerError(
-            f"{server.program} is not on PATH. Install it with `python -m tests.brokers up {server.name} --install` or "
-            f"`pytest --install-brokers` (Debian and Ubuntu, as root or with sudo), {_otherwise(server)}."
+    if (missing := server.missing()) is not None:
+        if not install:
+            raise MissingServerError(
+                f"{missing}. Install it with `python -m tests.brokers up {server.name} --install` or "
+                f"`pytest --install-brokers` (Debian and Ubuntu, as root or with sudo), {_otherwise(server)}."
+            )
+        _install(server)
+    found = server.find()
+    if found is None:
+        raise BrokersError(
+            f"The package {server.debian_package} was installed, yet {server.program} is not on PATH: "
+            f"run `dpkg -L {server.debian_package}` to see where it is, and add that folder to PATH."
         )
-    _apt_get_install(server)
-    if (found := find(server)) is not None:
-        return found
-    raise BrokersError(
-        f"The package {server.debian_package} was installed, yet {server.program} is not on PATH: "
-        f"run `dpkg -L {server.debian_package}` to see where it is, and add that folder to PATH."
-    )
+    return found
 
 
-def _apt_get_install(server: Server) -> None:
+def _install(server: Server) -> None:
+    if packages := server.missing_packages():
+        _apt_get_install(server, packages)
+    server.fetch()
+
+
+def _apt_get_install(server: Server, packages: Sequence[str]) -> None:
     apt_get = shutil.which("apt-get")
     if apt_get is None:
         raise BrokersError(
             f"Cannot install {server.program}: there is no apt-get here. Install it with this system's own package "
             f"manager, {_otherwise(server)}."
         )
-    command = [*_as_root(server), apt_get]
+    command = [*_as_root(server, packages), apt_get]
     _run([*command, "update"], server)
-    _run([*command, "install", "--yes", "--no-install-recommends", server.debian_package], server)
+    _run([*command, "install", "--yes", "--no-install-recommends", *packages], server)
 
 
-def _as_root(server: Server) -> Sequence[str]:
+def _as_root(server: Server, packages: Sequence[str]) -> Sequence[str]:
     quietly = ("env", "DEBIAN_FRONTEND=noninteractive")
     if os.geteuid() == 0:
         return quietly
@@ -54,7 +56,7 @@ def _as_root(server: Server) -> Sequence[str]:
     if sudo is None:
         raise BrokersError(
             f"Cannot install {server.program}: not root, and there is no sudo. "
-            f"As root, run `apt-get install {server.debian_package}`, {_otherwise(server)}."
+            f"As root, run `apt-get install {' '.join(packages)}`, {_otherwise(server)}."
         )
     interactive = sys.stdin is not None and sys.stdin.isatty()
     return (sudo, *(() if interactive else ("-n",)), *quietly)

@@ -25,9 +25,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from . import _docker, _process
+from ._catalog import SERVERS
 from ._errors import BrokersError
 from ._install import find_or_install
-from ._servers import LOOPBACK, SERVERS, Server
+from ._servers import LOOPBACK, Server
 
 PROJECT = Path(__file__).parents[2]
 
@@ -183,6 +184,16 @@ class Manager:
             shutil.rmtree(session, ignore_errors=True)
 
 
+@contextmanager
+def started(server: Server, folder: Path, port: int | None = None) -> Iterator[Running]:
+    """A broker that a test configures, kills or restarts as it likes: what it keeps is in ``folder``."""
+    running = _start(server, folder, port, install=False)
+    try:
+        yield running
+    finally:
+        _stop(server, running)
+
+
 def _start(server: Server, folder: Path, port: int | None, install: bool) -> Running:
     program = find_or_install(server, install=install)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,6 +202,7 @@ def _start(server: Server, folder: Path, port: int | None, install: bool) -> Run
     while True:
         attempts -= 1
         chosen = port or _free_port()
+        server.prepare(folder, chosen)
         pid = _process.spawn([program, *server.arguments(folder, chosen)], server.environment(folder, chosen), log)
         running = Running(server.name, server.url(chosen), chosen, pid=pid, born=_process.birth(pid))
         try:

@@ -1,7 +1,8 @@
-"""What there is to know about each broker: one class each, and one entry in ``SERVERS``."""
+"""What there is to know about each broker: one class each, and one entry in ``SERVERS`` (``_catalog.py``)."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,24 @@ class Server(ABC):
     """What ``apt-get install`` calls it."""
     start_seconds: ClassVar[float] = 15.0
     stop_seconds: ClassVar[float] = 10.0
+
+    def find(self) -> str | None:
+        """The path of the program, if it is installed."""
+        return shutil.which(self.program)
+
+    def missing(self) -> str | None:
+        """What there is not, but would have to be, in words; ``None`` if the server can be started."""
+        return None if self.find() is not None else f"{self.program} is not on PATH"
+
+    def missing_packages(self) -> Sequence[str]:
+        """What ``apt-get`` is to install."""
+        return () if self.find() is not None else (self.debian_package,)
+
+    def fetch(self) -> None:  # noqa: B027 - most have nothing to fetch
+        """Get what no package holds, once the packages are installed."""
+
+    def prepare(self, folder: Path, port: int) -> None:  # noqa: B027 - most have nothing to prepare
+        """Write to ``folder`` what must be there before the start."""
 
     @abstractmethod
     def url(self, port: int) -> str:
@@ -77,6 +96,3 @@ class Redis(Server):
             stream.flush()
             size = int(stream.readline().removeprefix(b"$"))
             return f"process_id:{pid}\r\n".encode() in stream.read(size)
-
-
-SERVERS: Mapping[str, Server] = {server.name: server for server in (Redis(),)}
