@@ -1,4 +1,4 @@
-"""The ``python -m tests.brokers`` command and its Python side, against a real redis-server."""
+"""The ``python -m tests.brokers`` command and its Python side, against real servers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -53,8 +54,8 @@ class Command:
         assert done.returncode == 1, done.stdout
         return done.stderr
 
-    def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads((self.folder / "redis" / "broker.json").read_text())
+    def record(self, name: str = "redis") -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.folder / name / "broker.json").read_text())
         return record
 
 
@@ -111,22 +112,22 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.mark.usefixtures("redis_server")
 class TestCommand:
     def test_up_status_url_down(self, command: Command) -> None:
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
         up = command("up", "redis")
         url = command("url", "redis").strip()
-        assert up == command("status") == f"redis: running ({url}, pid {command.record()['pid']})\n"
+        assert up == command("status", "redis") == f"redis: running ({url}, pid {command.record()['pid']})\n"
         assert ask(url, b"PING") == b"+PONG\r\n"
-        assert command("down") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: stopped\n"
         assert is_refused(url)
         assert command("status", "redis") == "redis: stopped\n"
 
     def test_up_and_down_twice(self, command: Command) -> None:
-        assert command("up") == command("up")
-        assert command("down") == "redis: stopped\n"
-        assert command("down") == "redis: was not running\n"
+        assert command("up", "redis") == command("up", "redis")
+        assert command("down", "redis") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: was not running\n"
 
     def test_binds_loopback_and_persists_nothing(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         url = command("url", "redis")
         assert b"\r\n127.0.0.1\r\n" in ask(url, b"CONFIG GET bind")
         assert ask(url, b"CONFIG GET save") == b"*2\r\n$4\r\nsave\r\n$0\r\n\r\n"
@@ -135,58 +136,128 @@ class TestCommand:
     def test_port_by_option_and_by_environment(self, command: Command) -> None:
         first, second = free_ports()
         command.environment["DISPYTCH_REDIS_PORT"] = str(first)
-        command("up", "--port", f"redis={second}")
+        command("up", "redis", "--port", f"redis={second}")
         assert port_of(command("url", "redis")) == second
-        assert f"runs on port {second} already, not on {first}" in command.error("up")
+        assert f"runs on port {second} already, not on {first}" in command.error("up", "redis")
         command("down")
-        command("up")
+        command("up", "redis")
         assert port_of(command("url", "redis")) == first
 
     def test_taken_port_is_an_error_that_says_so(self, command: Command) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            error = command.error("up", "--port", f"redis={port}")
+            error = command.error("up", "redis", "--port", f"redis={port}")
         assert "Address already in use" in error
         assert "choose another one with --port" in error
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
         assert not (command.folder / "redis" / "broker.json").exists()
 
     def test_down_leaves_a_process_that_only_has_the_same_pid(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         record = command.record()
         pid, born = record["pid"], record["born"]
         record["born"] = "another"
         (command.folder / "redis" / "broker.json").write_text(json.dumps(record))
-        assert command("down") == "redis: was not running\n"
+        assert command("down", "redis") == "redis: was not running\n"
         assert _process.birth(pid) == born
         _process.stop(pid, born, patience=10)
 
     def test_a_process_that_ended_before_it_was_known_does_not_run(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         command("down")
         record = {"name": "redis", "url": "redis://127.0.0.1:1/0", "port": 1, "pid": 2**22 + 1, "born": None}
         (command.folder / "redis").mkdir()
         (command.folder / "redis" / "broker.json").write_text(json.dumps(record))
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
 
     def test_up_after_the_server_was_killed(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         os.kill(command.record()["pid"], signal.SIGKILL)
-        eventually(lambda: command("status") == "redis: stopped\n")
-        command("up")
+        eventually(lambda: command("status", "redis") == "redis: stopped\n")
+        command("up", "redis")
         assert ask(command("url", "redis"), b"PING") == b"+PONG\r\n"
+
+
+@pytest.mark.usefixtures("rabbitmq_server")
+class TestRabbitMQ:
+    def test_up_and_down_leave_nothing_behind(self, command: Command) -> None:
+        command("up", "rabbitmq")
+        pid, url = command.record("rabbitmq")["pid"], command("url", "rabbitmq").strip()
+        assert url == f"amqp://guest:guest@127.0.0.1:{port_of(url)}/"
+        assert command("status", "rabbitmq") == (f"rabbitmq: running ({url.replace(':guest@', ':***@')}, pid {pid})\n")
+        properties = brokers.server_properties(port_of(url))
+        assert properties["product"] == "RabbitMQ"
+        assert properties["version"].split(".")[0].isdigit()
+        mine = descendants_of_session(pid)
+        assert mine[pid] == "beam.smp"
+        assert "epmd" not in mine.values()
+        assert command("down", "rabbitmq") == "rabbitmq: stopped\n"
+        assert is_refused(url)
+        eventually(lambda: not any(_process.birth(process) for process in mine))
+
+    def test_listens_on_loopback_only(self, command: Command) -> None:
+        command("up", "rabbitmq")
+        log = (command.folder / "rabbitmq" / "server.log").read_text()
+        assert f"started TCP listener on 127.0.0.1:{port_of(command('url', 'rabbitmq'))}" in log
+        assert "[::]" not in log
+        listening = Path(f"/proc/{command.record('rabbitmq')['pid']}/net/tcp6")
+        if listening.exists():
+            inodes = open_sockets(command.record("rabbitmq")["pid"])
+            assert not any(line.split()[9] in inodes for line in listening.read_text().splitlines()[1:])
+
+    def test_two_at_once(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "first", tmp_path / "second"
+        with brokers.started(brokers.RabbitMQ(), first) as one, brokers.started(brokers.RabbitMQ(), second) as two:
+            assert brokers.server_properties(one.port) != brokers.server_properties(two.port)
+
+    def test_another_server_on_the_port_is_not_taken_for_it(self, command: Command, tmp_path: Path) -> None:
+        command("up", "rabbitmq")
+        port = port_of(command("url", "rabbitmq"))
+        with (
+            pytest.raises(brokers.BrokersError, match="eaddrinuse"),
+            brokers.started(brokers.RabbitMQ(), tmp_path / "second", port),
+        ):
+            pass
+
+    def test_what_does_not_speak_amqp_is_not_ready(self) -> None:
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"AMQP\0\0\x09\x01")
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = Thread(target=answer)
+            thread.start()
+            with pytest.raises(OSError, match="does not speak AMQP"):
+                brokers.server_properties(listener.getsockname()[1])
+            thread.join()
+
+
+def descendants_of_session(session: int) -> dict[int, str]:
+    """The processes that a server started, itself included, and their names."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()]
+    found = {session: next(name for pid, _, name in rows if int(pid) == session)}
+    while more := {int(pid): name for pid, parent, name in rows if int(parent) in found and int(pid) not in found}:
+        found |= more
+    return found
+
+
+def open_sockets(pid: int) -> set[str]:
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
 
 
 class TestErrors:
     def test_unknown_name(self, command: Command) -> None:
-        assert command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis.\n"
+        assert command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis, rabbitmq.\n"
 
     def test_url_of_a_stopped_broker(self, command: Command) -> None:
         assert "python -m tests.brokers up redis" in command.error("url", "redis")
 
     @pytest.mark.parametrize("option", ["6379", "redis=", "redis=0", "redis=65536", "redis=six"])
     def test_bad_port(self, command: Command, option: str) -> None:
-        error = command.error("up", "--port", option)
+        error = command.error("up", "redis", "--port", option)
         assert "give it as NAME=PORT" in error or "give a port number" in error
 
 
@@ -196,7 +267,7 @@ class TestExternal:
     def test_external_server_is_used_and_nothing_is_started(self, command: Command) -> None:
         command.environment["DISPYTCH_TEST_REDIS_URL"] = self.URL
         shown = "redis: external (redis://user:***@127.0.0.1:1/3, from DISPYTCH_TEST_REDIS_URL)\n"
-        assert command("up") == command("status") == shown
+        assert command("up", "redis") == command("status", "redis") == shown
         assert command("url", "redis") == self.URL + "\n"
         assert not (command.folder / "redis").exists()
 
@@ -226,7 +297,7 @@ class TestRunning:
             assert ask(first["redis"], b"PING") == b"+PONG\r\n"
 
     def test_reuses_what_up_started_and_leaves_it(self, command: Command) -> None:
-        command("up")
+        command("up", "redis")
         url = command("url", "redis").strip()
         with brokers.Manager(command.folder).running("redis") as urls:
             assert urls == {"redis": url}
@@ -265,13 +336,13 @@ def test_processes_are_told_apart_without_proc() -> None:
 
 class TestInstall:
     def test_without_install_the_error_says_how(self, command: Command, bare_path: Path) -> None:
-        error = command.error("up")
+        error = command.error("up", "redis")
         assert "redis-server is not on PATH" in error
         assert "up redis --install" in error
         assert "DISPYTCH_TEST_REDIS_URL" in error
 
     def test_not_on_debian(self, command: Command, bare_path: Path) -> None:
-        error = command.error("up", "--install")
+        error = command.error("up", "redis", "--install")
         assert "there is no apt-get here" in error
         assert "this system's own package manager" in error
 
@@ -302,19 +373,19 @@ class TestInstall:
         log = tmp_path / "apt.log"
         link = f"/bin/ln -s {redis_server} {bare_path}/redis-server"
         program(bare_path / "apt-get", f'echo "$DEBIAN_FRONTEND: $@" >>{log}\n[ "$1" = update ] || {link}')
-        command("up", "--install")
+        command("up", "redis", "--install")
         assert ask(command("url", "redis"), b"PING") == b"+PONG\r\n"
         assert log.read_text().splitlines() == [
             "noninteractive: update",
             "noninteractive: install --yes --no-install-recommends redis-server",
         ]
         command("down")
-        command("up", "--install")
+        command("up", "redis", "--install")
         assert len(log.read_text().splitlines()) == 2
 
     def test_failed_install_shows_what_apt_get_said(self, command: Command, bare_path: Path) -> None:
         program(bare_path / "apt-get", "echo E: Unable to locate package; exit 100")
-        error = command.error("up", "--install")
+        error = command.error("up", "redis", "--install")
         assert "ended with 100" in error
         assert "E: Unable to locate package" in error
 
@@ -328,15 +399,15 @@ class TestDocker:
             f'{redis_server} --bind 127.0.0.1 --port "$DISPYTCH_REDIS_PORT" --save "" --daemonize yes --dir {tmp_path}'
         )
         program(bare_path / "docker", f'echo "$@" >>{log}\ncase "$*" in *" up "*) {listen};; esac')
-        command("up", "--docker")
+        command("up", "redis", "--docker")
         project = command.record()["project"]
         url = command("url", "redis")
-        assert command("up", "--docker") == f"redis: running ({url.strip()})\n"
+        assert command("up", "redis", "--docker") == f"redis: running ({url.strip()})\n"
         with socket.create_connection(("127.0.0.1", port_of(url)), timeout=5) as connection:
             connection.sendall(b"SHUTDOWN NOSAVE\r\n")
             assert connection.recv(1) == b""
-        assert command("status") == "redis: stopped\n"
-        assert command("down") == "redis: was not running\n"
+        assert command("status", "redis") == "redis: stopped\n"
+        assert command("down", "redis") == "redis: was not running\n"
         compose = f"compose --project-name {project} --file {PROJECT / 'docker-compose.yml'}"
         assert log.read_text().splitlines() == [
             f"{compose} up --detach --wait redis",
@@ -344,14 +415,14 @@ class TestDocker:
         ]
 
     def test_without_docker(self, command: Command, bare_path: Path) -> None:
-        assert "install Docker, or leave out --docker" in command.error("up", "--docker")
+        assert "install Docker, or leave out --docker" in command.error("up", "redis", "--docker")
 
     def test_without_an_engine(self, command: Command, bare_path: Path) -> None:
         program(bare_path / "docker", "echo Cannot connect to the Docker daemon; exit 1")
-        error = command.error("up", "--docker")
+        error = command.error("up", "redis", "--docker")
         assert "Cannot connect to the Docker daemon" in error
         assert "docker info" in error
-        assert command("status") == "redis: stopped\n"
+        assert command("status", "redis") == "redis: stopped\n"
 
 
 def test_redis_url_is_a_running_redis(redis_url: str) -> None:

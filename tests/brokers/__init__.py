@@ -12,9 +12,20 @@ from contextlib import AbstractContextManager
 
 from ._errors import BrokersError, MissingServerError
 from ._install import find_or_install
-from ._manager import Manager, server_named
+from ._manager import Manager, Running, server_named, started
+from ._rabbitmq import RabbitMQ, server_properties
 
-__all__ = ["BrokersError", "Manager", "MissingServerError", "program", "running"]
+__all__ = [
+    "BrokersError",
+    "Manager",
+    "MissingServerError",
+    "RabbitMQ",
+    "Running",
+    "program",
+    "running",
+    "server_properties",
+    "started",
+]
 
 
 def running(*names: str, install: bool = False) -> AbstractContextManager[dict[str, str]]:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ._catalog import SERVERS
 from ._errors import BrokersError
 from ._manager import Manager, names_or_all, parse_ports, without_password
-from ._servers import SERVERS
 
 EPILOG = """\
 environment:

@@ -13,7 +13,7 @@ from ._servers import Server
 
 
 def find(server: Server) -> str | None:
-    return shutil.which(server.program)
+    return server.find()
 
 
 def find_or_install(server: Server, *, install: bool) -> str:

@@ -25,9 +25,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from . import _docker, _process
+from ._catalog import SERVERS
 from ._errors import BrokersError
 from ._install import find_or_install
-from ._servers import LOOPBACK, SERVERS, Server
+from ._servers import LOOPBACK, Server
 
 PROJECT = Path(__file__).parents[2]
 
@@ -181,6 +182,16 @@ class Manager:
                 if (recorded := _recorded(session / name)) is not None:
                     _stop(server, recorded)
             shutil.rmtree(session, ignore_errors=True)
+
+
+@contextmanager
+def started(server: Server, folder: Path, port: int | None = None) -> Iterator[Running]:
+    """A broker that a test configures, kills or restarts as it likes: what it keeps is in ``folder``."""
+    running = _start(server, folder, port, install=False)
+    try:
+        yield running
+    finally:
+        _stop(server, running)
 
 
 def _start(server: Server, folder: Path, port: int | None, install: bool) -> Running:

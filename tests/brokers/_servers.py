@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,10 @@ class Server(ABC):
     """What ``apt-get install`` calls it."""
     start_seconds: ClassVar[float] = 15.0
     stop_seconds: ClassVar[float] = 10.0
+
+    def find(self) -> str | None:
+        """The path of the program, if it is installed."""
+        return shutil.which(self.program)
 
     @abstractmethod
     def url(self, port: int) -> str:
@@ -77,6 +82,3 @@ class Redis(Server):
             stream.flush()
             size = int(stream.readline().removeprefix(b"$"))
             return f"process_id:{pid}\r\n".encode() in stream.read(size)
-
-
-SERVERS: Mapping[str, Server] = {server.name: server for server in (Redis(),)}
