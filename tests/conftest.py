@@ -83,6 +83,21 @@ def kafka_server(pytestconfig: pytest.Config) -> str:
         missing_server(pytestconfig, error)
 
 
+@pytest.fixture(scope="session")
+def rabbitmq_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The address of a real RabbitMQ, shared by the session's tests: use exchanges, queues and keys of your own."""
+    yield from running_broker(pytestconfig, "rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(pytestconfig: pytest.Config) -> str:
+    """The path of the rabbitmq-server program, for tests that start their own."""
+    try:
+        return brokers.program("rabbitmq", install=pytestconfig.getoption("--install-brokers"))
+    except brokers.MissingServerError as error:
+        missing_server(pytestconfig, error)
+
+
 def _loop(name: str, options: dict[str, Any], needs: str, id: str) -> Any:
     absent = find_spec(needs) is None and not in_ci()
     return pytest.param((name, options), id=id, marks=pytest.mark.skipif(absent, reason=f"{needs} is not installed"))

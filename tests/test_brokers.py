@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -220,9 +221,81 @@ class TestKafka:
         assert "up kafka --install" in error
 
 
+@pytest.mark.usefixtures("rabbitmq_server")
+class TestRabbitMQ:
+    def test_up_and_down_leave_nothing_behind(self, command: Command) -> None:
+        command("up", "rabbitmq")
+        pid, url = command.record("rabbitmq")["pid"], command("url", "rabbitmq").strip()
+        assert url == f"amqp://guest:guest@127.0.0.1:{port_of(url)}/"
+        assert command("status", "rabbitmq") == (f"rabbitmq: running ({url.replace(':guest@', ':***@')}, pid {pid})\n")
+        properties = brokers.server_properties(port_of(url))
+        assert properties["product"] == "RabbitMQ"
+        assert properties["version"].split(".")[0].isdigit()
+        mine = descendants_of_session(pid)
+        assert mine[pid] == "beam.smp"
+        assert "epmd" not in mine.values()
+        assert command("down", "rabbitmq") == "rabbitmq: stopped\n"
+        assert is_refused(url)
+        eventually(lambda: not any(_process.birth(process) for process in mine))
+
+    def test_listens_on_loopback_only(self, command: Command) -> None:
+        command("up", "rabbitmq")
+        log = (command.folder / "rabbitmq" / "server.log").read_text()
+        assert f"started TCP listener on 127.0.0.1:{port_of(command('url', 'rabbitmq'))}" in log
+        assert "[::]" not in log
+        listening = Path(f"/proc/{command.record('rabbitmq')['pid']}/net/tcp6")
+        if listening.exists():
+            inodes = open_sockets(command.record("rabbitmq")["pid"])
+            assert not any(line.split()[9] in inodes for line in listening.read_text().splitlines()[1:])
+
+    def test_two_at_once(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "first", tmp_path / "second"
+        with brokers.started(brokers.RabbitMQ(), first) as one, brokers.started(brokers.RabbitMQ(), second) as two:
+            assert brokers.server_properties(one.port) != brokers.server_properties(two.port)
+
+    def test_another_server_on_the_port_is_not_taken_for_it(self, command: Command, tmp_path: Path) -> None:
+        command("up", "rabbitmq")
+        port = port_of(command("url", "rabbitmq"))
+        with (
+            pytest.raises(brokers.BrokersError, match="eaddrinuse"),
+            brokers.started(brokers.RabbitMQ(), tmp_path / "second", port),
+        ):
+            pass
+
+    def test_what_does_not_speak_amqp_is_not_ready(self) -> None:
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"AMQP\0\0\x09\x01")
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = Thread(target=answer)
+            thread.start()
+            with pytest.raises(OSError, match="does not speak AMQP"):
+                brokers.server_properties(listener.getsockname()[1])
+            thread.join()
+
+
+def descendants_of_session(session: int) -> dict[int, str]:
+    """The processes that a server started, itself included, and their names."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()]
+    found = {session: next(name for pid, _, name in rows if int(pid) == session)}
+    while more := {int(pid): name for pid, parent, name in rows if int(parent) in found and int(pid) not in found}:
+        found |= more
+    return found
+
+
+def open_sockets(pid: int) -> set[str]:
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:")}
+
+
 class TestErrors:
     def test_unknown_name(self, command: Command) -> None:
-        assert command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis, kafka.\n"
+        assert (
+            command.error("up", "rediss") == "error: There is no broker 'rediss': choose from redis, kafka, rabbitmq.\n"
+        )
 
     def test_url_of_a_stopped_broker(self, command: Command) -> None:
         assert "python -m tests.brokers up redis" in command.error("url", "redis")

@@ -189,6 +189,7 @@ class Consumer(ABC):
     Attributes:
         group_id: The consumer group; names the default dead-letter destination.
         prefetch: How many deliveries may be held beside those that are running; ``None`` for as many as may run.
+        window: How many deliveries are asked for before some are settled; the dispatcher sets it before `start`.
         max_payload_bytes: Larger payloads are dead-lettered without being decoded.
         clock: The time that back-offs go by.
     """
@@ -197,6 +198,7 @@ class Consumer(ABC):
     features: Features
     group_id: str
     prefetch: int | None = None
+    window: int = 200
     max_payload_bytes: int = 1024 * 1024
     clock: Clock = SYSTEM_CLOCK
 

@@ -14,6 +14,7 @@ from ._errors import BrokersError, MissingServerError
 from ._install import find_or_install
 from ._kafka import KAFKA_USERS, Kafka
 from ._manager import Manager, Running, server_named, started
+from ._rabbitmq import RabbitMQ, server_properties
 
 __all__ = [
     "KAFKA_USERS",
@@ -21,9 +22,11 @@ __all__ = [
     "Kafka",
     "Manager",
     "MissingServerError",
+    "RabbitMQ",
     "Running",
     "program",
     "running",
+    "server_properties",
     "started",
 ]
 

@@ -77,6 +77,11 @@ class EventSubscription:
         """The address pattern, ``"#"`` for any."""
         return "#" if self.topic is None else self.topic
 
+    @property
+    def delimiter(self) -> str | None:
+        """What separates the segments of the pattern; ``None`` for the dispatcher's own."""
+        return None
+
     def takes(self, scope: Hashable) -> bool:
         """Whether it is for deliveries of this scope, if their source matches; see `Delivery`."""
         return True

@@ -55,7 +55,7 @@ class Link:
         self.consumer = wired.consumer
         self.name = type(wired.consumer).__name__
         prefetch = self.consumer.prefetch
-        self.window = concurrency + (concurrency if prefetch is None else prefetch)
+        self.window = self.consumer.window = concurrency + (concurrency if prefetch is None else prefetch)
         self.pause: Pause = pause
         self.held = 0
         """Deliveries received and not settled."""

@@ -249,7 +249,7 @@ def _wire_consumer(
             if isinstance(declared, EventRoute):
                 pattern = Pattern.parse(declared.address, declared.delimiter or options.delimiter)
             else:
-                pattern = Pattern.parse(declared.pattern, options.delimiter)
+                pattern = Pattern.parse(declared.pattern, declared.delimiter or options.delimiter)
         except ConfigurationError as error:
             raise RegistrationError(f"{owner}: {error}") from error
         served.add(id(handler))
