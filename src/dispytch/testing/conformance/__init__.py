@@ -1,0 +1,1 @@
+"""The conformance suite: what every transport keeps, in every column. `dispytch.testing.TransportSuite` is its door."""
