@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from ._errors import BrokersError, MissingServerError
-from ._install import find_or_install
+from ._install import find_or_install, find_or_install_tool
 from ._kafka import KAFKA_USERS, Kafka
 from ._manager import Manager, Running, server_named, started
 from ._rabbitmq import RabbitMQ, server_properties
@@ -28,6 +28,7 @@ __all__ = [
     "running",
     "server_properties",
     "started",
+    "tool",
 ]
 
 
@@ -39,3 +40,8 @@ def running(*names: str, install: bool = False) -> AbstractContextManager[dict[s
 def program(name: str, *, install: bool = False) -> str:
     """The path of the broker's server program."""
     return find_or_install(server_named(name), install=install)
+
+
+def tool(program: str, package: str, *, install: bool = False) -> str:
+    """The path of a client program that a Debian package has."""
+    return find_or_install_tool(program, package, install=install)

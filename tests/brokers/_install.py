@@ -32,37 +32,51 @@ def find_or_install(server: Server, *, install: bool) -> str:
 
 def _install(server: Server) -> None:
     if packages := server.missing_packages():
-        _apt_get_install(server, packages)
+        _apt_get_install(server.program, packages, _otherwise(server))
     server.fetch()
 
 
-def _apt_get_install(server: Server, packages: Sequence[str]) -> None:
+def find_or_install_tool(program: str, package: str, *, install: bool) -> str:
+    """The path of a program that is no server, such as another client."""
+    if (found := shutil.which(program)) is not None:
+        return found
+    otherwise = f"or put {program} on PATH in another way"
+    if not install:
+        raise MissingServerError(
+            f"{program} is not on PATH. Install it with `pytest --install-brokers` (Debian and Ubuntu, as root or with "
+            f"sudo), {otherwise}."
+        )
+    _apt_get_install(program, [package], otherwise)
+    return shutil.which(program) or program
+
+
+def _apt_get_install(program: str, packages: Sequence[str], otherwise: str) -> None:
     apt_get = shutil.which("apt-get")
     if apt_get is None:
         raise BrokersError(
-            f"Cannot install {server.program}: there is no apt-get here. Install it with this system's own package "
-            f"manager, {_otherwise(server)}."
+            f"Cannot install {program}: there is no apt-get here. Install it with this system's own package "
+            f"manager, {otherwise}."
         )
-    command = [*_as_root(server, packages), apt_get]
-    _run([*command, "update"], server)
-    _run([*command, "install", "--yes", "--no-install-recommends", *packages], server)
+    command = [*_as_root(program, packages, otherwise), apt_get]
+    _run([*command, "update"], program, otherwise)
+    _run([*command, "install", "--yes", "--no-install-recommends", *packages], program, otherwise)
 
 
-def _as_root(server: Server, packages: Sequence[str]) -> Sequence[str]:
+def _as_root(program: str, packages: Sequence[str], otherwise: str) -> Sequence[str]:
     quietly = ("env", "DEBIAN_FRONTEND=noninteractive")
     if os.geteuid() == 0:
         return quietly
     sudo = shutil.which("sudo")
     if sudo is None:
         raise BrokersError(
-            f"Cannot install {server.program}: not root, and there is no sudo. "
-            f"As root, run `apt-get install {' '.join(packages)}`, {_otherwise(server)}."
+            f"Cannot install {program}: not root, and there is no sudo. "
+            f"As root, run `apt-get install {' '.join(packages)}`, {otherwise}."
         )
     interactive = sys.stdin is not None and sys.stdin.isatty()
     return (sudo, *(() if interactive else ("-n",)), *quietly)
 
 
-def _run(command: Sequence[str], server: Server) -> None:
+def _run(command: Sequence[str], program: str, otherwise: str) -> None:
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -74,8 +88,8 @@ def _run(command: Sequence[str], server: Server) -> None:
     )
     if done.returncode != 0:
         raise BrokersError(
-            f"Cannot install {server.program}: `{' '.join(command)}` ended with {done.returncode}.\n"
-            f"{done.stdout.strip()[-2000:]}\nRun it by hand to see what is wrong, {_otherwise(server)}."
+            f"Cannot install {program}: `{' '.join(command)}` ended with {done.returncode}.\n"
+            f"{done.stdout.strip()[-2000:]}\nRun it by hand to see what is wrong, {otherwise}."
         )
 
 
