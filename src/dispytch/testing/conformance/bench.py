@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
 import anyio
+import anyio.pytest_plugin
 import anyio.to_thread
 import pytest
 from anyio.abc import TaskStatus
@@ -112,7 +113,7 @@ class Bench:
 
     @pytest.fixture(autouse=True)
     def _bench(self, column: str, request: pytest.FixtureRequest) -> None:
-        if not request.config.pluginmanager.has_plugin("anyio"):
+        if not request.config.pluginmanager.is_registered(anyio.pytest_plugin):
             raise pytest.UsageError("TransportSuite needs anyio's pytest plugin, which is switched off")
         self._column = column
         self._token = uuid4().hex[:12]
