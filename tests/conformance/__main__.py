@@ -108,8 +108,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write the table to this file, too")
     options, rest = parser.parse_known_args()
     recorder = Recorder(options.transport, options.column)
-    here = str(Path(__file__).parent)
-    code = pytest.main([here, "-q", "--require-brokers", "-p", "no:cacheprovider", *rest], plugins=[recorder])
+    suites = str(Path(__file__).with_name("test_transports.py"))
+    code = pytest.main([suites, "-q", "--require-brokers", "-p", "no:cacheprovider", *rest], plugins=[recorder])
     summary = recorder.summary()
     print(f"\n{summary}")
     if options.output is not None:

@@ -92,6 +92,21 @@ def test_it_can_fail(tmp_path: Path) -> None:
     assert len(passed["TestKnownGroups"]) == len(TABLE) - 2  # all but the blocking facade and what fails
 
 
+def test_the_command_prints_one_table(tmp_path: Path) -> None:
+    output = tmp_path / "table.md"
+    chosen = ["--transport=Memory", "--column=trio", f"--output={output}", "-k", "group or cancel"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.conformance", *chosen], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    head, _, *rows, passed, seconds = output.read_text().partition("\n\n")[0].splitlines()
+    assert head == "|  | memory, trio |"
+    assert rows == ["| two groups | pass |", "| cancel | pass |"]
+    assert passed == "| **passed** | 2 of 2 |"
+    assert re.fullmatch(r"\| \*\*seconds\*\* \| \d+\.\d \|", seconds)
+    assert "- memory: in the process, dispytch " in output.read_text()
+    assert output.read_text() in done.stdout
+
+
 def test_rows_that_do_not_apply_are_no_tests() -> None:
     class Little(TransportSuite):
         features = Features(acknowledges=False, consumer_groups=False, persistent=False, patterns=False)
