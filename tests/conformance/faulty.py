@@ -84,9 +84,9 @@ class Forgetful(MemoryConsumer):
     """Forgets what it had taken when it is cancelled."""
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        deliveries = await super().receive(limit)
+        deliveries = await super().receive(min(limit, 100))
         try:
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01)  # this is where a stop finds it
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await super().settle([Settlement(delivery, Outcome.ACK) for delivery in deliveries])
@@ -96,6 +96,7 @@ class Forgetful(MemoryConsumer):
 
 class TestLosesOnCancel(Faulty):
     consumer_type = Forgetful
+    patience = 2.0
     leaves_out = only("redeliver on error", "close and reopen")
 
 

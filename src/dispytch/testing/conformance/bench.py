@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
@@ -116,7 +117,10 @@ class Bench:
         if not request.config.pluginmanager.is_registered(anyio.pytest_plugin):
             raise pytest.UsageError("TransportSuite needs anyio's pytest plugin, which is switched off")
         self._column = column
-        self._token = uuid4().hex[:12]
+
+    @cached_property
+    def _token(self) -> str:
+        return uuid4().hex[:12]
 
     # --- what rows use
 
