@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import ClassVar
 
 import pytest
+import redis
 
 from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer, EventConfig, EventRoute, Producer
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryProducer
 from dispytch.redis import RedisConsumer, RedisEventConfig
 from dispytch.testing import Faults, TransportSuite
+from dispytch.testing.conformance.rows import COLUMNS, INSTALLED
+from tests.conftest import in_ci
 
 
-class TestMemory(TransportSuite):
+class OwnSuite(TransportSuite):
+    """A transport of Dispytch, for `python -m tests.conformance` too."""
+
+    columns = COLUMNS if in_ci() else INSTALLED
+    title: ClassVar[str]
+
+    def server(self) -> str:
+        """What the server says that it is, with its version."""
+        raise NotImplementedError
+
+
+class TestMemory(OwnSuite):
     features = MemoryConsumer.features
+    title = "memory"
 
     @pytest.fixture(autouse=True)
     def broker(self) -> None:
@@ -37,9 +54,13 @@ class TestMemory(TransportSuite):
         yield
         self.faults.sometimes("dead_letter", 0.0)
 
+    def server(self) -> str:
+        return f"in the process, dispytch {version('dispytch')}"
 
-class TestRedisPubSub(TransportSuite):
+
+class TestRedisPubSub(OwnSuite):
     features = RedisConsumer.features
+    title = "Redis Pub/Sub"
 
     @pytest.fixture(autouse=True)
     def broker(self, redis_url: str) -> None:
@@ -53,3 +74,7 @@ class TestRedisPubSub(TransportSuite):
 
     def headers(self, headers: Mapping[str, str | bytes]) -> EventConfig:
         return RedisEventConfig(headers=headers)
+
+    def server(self) -> str:
+        with redis.Redis.from_url(self.url) as client:
+            return f"Redis {client.info('server')['redis_version']}"

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, assert_type
 
+import pytest
 from pydantic import BaseModel
 
 from dispytch import (
@@ -22,11 +25,12 @@ from dispytch import (
     consumer_from_url,
     producer_from_url,
 )
-from dispytch.abc import Receipt
-from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventSubscription, MemoryProducer
+from dispytch.abc import EventRoute, Receipt
+from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryEventSubscription, MemoryProducer
 from dispytch.middleware import FixedDelay, Retry, Timeout
 from dispytch.sync import EventDispatcher as BlockingDispatcher
 from dispytch.sync import EventEmitter as BlockingEmitter
+from dispytch.testing import TransportSuite
 
 
 class Address(BaseModel):
@@ -125,3 +129,29 @@ def block() -> None:
         event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
         assert_type(emitter.emit(event), Receipt | None)
     assert_type(handle(Event(event)), int)
+
+
+class TestShop(TransportSuite):
+    """A transport's own run of the conformance suite."""
+
+    features = MemoryConsumer.features
+    columns = ("asyncio", "blocking")
+    leaves_out = ("drain",)
+    patience = 5.0
+
+    @pytest.fixture(autouse=True)
+    def shop(self, tmp_path: Path) -> None:
+        self.shop_broker = MemoryBroker.named(tmp_path.name)
+
+    def producer(self) -> MemoryProducer:
+        return MemoryProducer(self.shop_broker)
+
+    def consumer(self, group_id: str) -> MemoryConsumer:
+        return MemoryConsumer(self.shop_broker, group_id)
+
+    def headers(self, headers: Mapping[str, str | bytes]) -> MemoryEventConfig:
+        return MemoryEventConfig(headers=headers)
+
+    @asynccontextmanager
+    async def unwritable(self, route: EventRoute) -> AsyncGenerator[None, None]:
+        yield

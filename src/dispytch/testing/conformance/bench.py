@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
 import anyio
+import anyio.pytest_plugin
 import anyio.to_thread
 import pytest
 from anyio.abc import TaskStatus
@@ -112,10 +114,13 @@ class Bench:
 
     @pytest.fixture(autouse=True)
     def _bench(self, column: str, request: pytest.FixtureRequest) -> None:
-        if not request.config.pluginmanager.has_plugin("anyio"):
+        if not request.config.pluginmanager.is_registered(anyio.pytest_plugin):
             raise pytest.UsageError("TransportSuite needs anyio's pytest plugin, which is switched off")
         self._column = column
-        self._token = uuid4().hex[:12]
+
+    @cached_property
+    def _token(self) -> str:
+        return uuid4().hex[:12]
 
     # --- what rows use
 

@@ -28,6 +28,7 @@ class Row:
     """A row of the table.
 
     Attributes:
+        test: The name of the test.
         name: As the table has it.
         says: What the transport keeps.
         needs: Features without which the row does not apply.
@@ -36,6 +37,7 @@ class Row:
         columns: The columns that it runs in.
     """
 
+    test: str
     name: str
     says: str
     needs: Sequence[Feature]
@@ -45,7 +47,7 @@ class Row:
 
 
 ROWS: dict[str, Row] = {}
-"""All rows in the table's order, by the name of the test."""
+"""All rows, by the name of the test."""
 
 
 def row(
@@ -55,7 +57,8 @@ def row(
 
     def register(test: RowT) -> RowT:
         name = test.__name__.removeprefix("test_").replace("_", " ")
-        ROWS[test.__name__] = Row(name, " ".join((test.__doc__ or "").split()), needs, lacks, hook, columns)
+        says = " ".join((test.__doc__ or "").split())
+        ROWS[test.__name__] = Row(test.__name__, name, says, needs, lacks, hook, columns)
         return test
 
     return register

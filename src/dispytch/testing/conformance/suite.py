@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from dispytch.errors import ConfigurationError
 from dispytch.testing.conformance.bench import Bench
@@ -13,7 +13,7 @@ from dispytch.testing.conformance.emitting import EmittingRows
 from dispytch.testing.conformance.order import OrderRows
 from dispytch.testing.conformance.rows import ROWS, Row
 
-__all__ = ["TransportSuite"]
+__all__ = ["TABLE", "TransportSuite"]
 
 
 class TransportSuite(EmittingRows, DeliveryRows, OrderRows, DeadLetterRows, ClosingRows):
@@ -37,23 +37,19 @@ class TransportSuite(EmittingRows, DeliveryRows, OrderRows, DeadLetterRows, Clos
     Rows that need what the transport does not have are not collected, nor are columns whose loop is not installed.
     """
 
-    __test__: ClassVar[bool] = False  # its subclasses are
-
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.__test__ = cls.__dict__.get("__test__", True)
-        unknown = set(cls.leaves_out) - {row.name for row in ROWS.values()}
-        if unknown:
+        names = [row.name for row in TABLE]
+        if unknown := set(cls.leaves_out).difference(names):
             raise ConfigurationError(
-                f"{cls.__name__}.leaves_out has {sorted(unknown)}; the rows are "
-                f"{', '.join(row.name for row in ROWS.values())}"
+                f"{cls.__name__}.leaves_out has {sorted(unknown)}; the rows are {', '.join(names)}"
             )
-        for test, row in ROWS.items():
+        for row in TABLE:
             # None is nothing that pytest collects; and a subclass may have again what its base had not.
             if not cls._runs(row):
-                setattr(cls, test, None)
-            elif getattr(cls, test) is None:
-                setattr(cls, test, getattr(TransportSuite, test))
+                setattr(cls, row.test, None)
+            elif getattr(cls, row.test) is None and row.test not in vars(cls):
+                setattr(cls, row.test, getattr(TransportSuite, row.test))
 
     @classmethod
     def _runs(cls, row: Row) -> bool:
@@ -65,3 +61,7 @@ class TransportSuite(EmittingRows, DeliveryRows, OrderRows, DeadLetterRows, Clos
             and any(column in row.columns for column in cls.columns)
             and row.name not in cls.leaves_out
         )
+
+
+TABLE: tuple[Row, ...] = tuple(ROWS[test] for rows in TransportSuite.__bases__ for test in vars(rows) if test in ROWS)
+"""All rows, in order."""
