@@ -13,7 +13,17 @@ import pytest
 from dispytch.abc import Outcome
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.redis import RedisStreamConsumer
-from tests.redis.helpers import CANARY, client_of, closed_port, fake_server, is_trio, reader_threads, texts, unique, until
+from tests.redis.helpers import (
+    CANARY,
+    client_of,
+    closed_port,
+    fake_server,
+    is_trio,
+    reader_threads,
+    texts,
+    unique,
+    until,
+)
 from tests.redis.streams.helpers import (
     GROUP,
     consumer_of,
@@ -388,7 +398,11 @@ async def test_what_a_server_may_say(reply: bytes, error: type[BrokerError], dri
 
 def without_entries(command: list[bytes]) -> bytes | None:
     """A server with a group and nothing in it."""
-    answers = {b"CLIENT": b":7\r\n", b"XPENDING": b"*4\r\n:0\r\n$-1\r\n$-1\r\n*-1\r\n", b"XAUTOCLAIM": b"*2\r\n$3\r\n0-0\r\n*0\r\n"}
+    answers = {
+        b"CLIENT": b":7\r\n",
+        b"XPENDING": b"*4\r\n:0\r\n$-1\r\n$-1\r\n*-1\r\n",
+        b"XAUTOCLAIM": b"*2\r\n$3\r\n0-0\r\n*0\r\n",
+    }
     return answers.get(command[0], b"*-1\r\n")
 
 
