@@ -265,7 +265,7 @@ class BareEnvelope(Envelope):
         def open_typed(delivery: Delivery) -> Opened:
             if field is None or delivery.payload is None:
                 return _open_bare(delivery, codec)
-            data = decode(codec, delivery.payload)
+            data = decode(_codec_of(delivery, codec), delivery.payload)
             kind = data.get(field) if isinstance(data, dict) else None
             opened = _open_bare(delivery, codec, decoded=data)
             opened.type = kind if isinstance(kind, str) else None
@@ -295,7 +295,8 @@ class ClassicEnvelope(Envelope):
         def open_classic(delivery: Delivery) -> Opened:
             if delivery.payload is None:
                 return _open_bare(delivery, codec)
-            document = decode(codec, delivery.payload)
+            actual = _codec_of(delivery, codec)
+            document = decode(actual, delivery.payload)
             if not isinstance(document, dict) or "body" not in document:
                 raise DecodeError("the payload is no classic envelope: it has no member 'body'")
             id, kind, time = document.get("id"), document.get("type"), document.get("timestamp")
@@ -304,7 +305,7 @@ class ClassicEnvelope(Envelope):
                 str(id) if id else _foreign_id(delivery),
                 kind if isinstance(kind, str) else None,
                 delivery.payload,
-                codec,
+                actual,
                 time=time if isinstance(time, str | int | float) else None,
                 key=delivery.key,
                 nested="body",
@@ -322,7 +323,12 @@ def _foreign_id(delivery: Delivery) -> str:
     return delivery.position or str(uuid4())
 
 
+def _codec_of(delivery: Delivery, codec: Deserializer) -> Deserializer:
+    return _JSON if delivery.as_json else codec
+
+
 def _open_bare(delivery: Delivery, codec: Deserializer, *, decoded: Any = _UNSET) -> Opened:
+    codec = _codec_of(delivery, codec)
     return Opened(delivery, _foreign_id(delivery), None, delivery.payload, codec, key=delivery.key, decoded=decoded)
 
 

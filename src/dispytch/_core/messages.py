@@ -99,10 +99,13 @@ class Delivery:
         failures: Failures known from earlier deliveries, by handler name.
         scope: What beside the source tells which subscriptions it is for, such as the queue that it came by; hashable,
             and shared by deliveries that are alike. See `EventSubscription.takes`.
+        as_json: The payload is JSON that the transport made of a record that has fields and no payload; it is decoded
+            as such, whatever the consumer's codec is.
         token: The transport's own handle for settling.
     """
 
     __slots__ = (
+        "as_json",
         "failures",
         "headers",
         "key",
@@ -127,6 +130,7 @@ class Delivery:
         partition: int | None = None,
         failures: Mapping[str, int] = _NO_FAILURES,
         scope: Hashable = None,
+        as_json: bool = False,
         token: Any = None,
     ) -> None:
         self.source: str = source
@@ -138,6 +142,7 @@ class Delivery:
         self.partition: int | None = partition
         self.failures: Mapping[str, int] = failures
         self.scope: Hashable = scope
+        self.as_json: bool = as_json
         self.token: Any = token
 
     def __repr__(self) -> str:
@@ -156,6 +161,7 @@ class Delivery:
             self.partition,
             dict(self.failures),
             self.scope,
+            self.as_json,
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -169,6 +175,7 @@ class Delivery:
             self.partition,
             self.failures,
             self.scope,
+            self.as_json,
         ) = state
         self.token = None
 

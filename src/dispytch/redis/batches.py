@@ -1,9 +1,9 @@
-"""Messages on their way to PUBLISH, and what became of each."""
+"""Messages on their way to the server, and what became of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from dispytch.abc import Message, Receipt
 from dispytch.errors import (
@@ -17,10 +17,23 @@ from dispytch.errors import (
 )
 from dispytch.redis.source import import_redis, reply_text, with_advice
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Command"]
 
 _CHUNK_MESSAGES = 1000
 _CHUNK_BYTES = 1024 * 1024
+
+
+class Command(NamedTuple):
+    """The command of Redis that sends a message.
+
+    Attributes:
+        pack: Its bytes for a message.
+        receipt: From a message and the server's reply, which is no error, to the receipt; raises the client's
+            InvalidResponse if that is no reply to this command.
+    """
+
+    pack: Callable[[Message], bytes]
+    receipt: Callable[[Message, Any], Receipt]
 
 
 class Batch:
@@ -31,11 +44,12 @@ class Batch:
         connection: The connection that they go by, while they do.
     """
 
-    def __init__(self, messages: Sequence[Message], address: str, timeout: float | None) -> None:
+    def __init__(self, messages: Sequence[Message], command: Command, address: str, timeout: float | None) -> None:
         self.handed_over: int = 0
         self.connection: Any = None
         self.aborted: bool = False
         self._messages = messages
+        self._command = command
         self._address = address
         self._outcomes: list[Receipt | EmitError] = []
         self._in_time = "in time" if timeout is None else f"within {timeout:g} s"
@@ -52,9 +66,9 @@ class Batch:
         """The commands in pieces to send and have confirmed one after the other: how many, and their bytes."""
         parts: list[bytes] = []
         size = 0
+        pack = self._command.pack
         for message in self._messages:
-            channel, payload = message.route.address.encode(), message.payload or b""
-            part = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
+            part = pack(message)
             if parts and (len(parts) >= _CHUNK_MESSAGES or size + len(part) > _CHUNK_BYTES):
                 yield self._hand_over(parts)
                 parts, size = [], 0
@@ -68,11 +82,8 @@ class Batch:
         return len(parts), b"".join(parts)
 
     def confirm(self, reply: Any) -> None:
-        """The next message's reply has come: how many subscribers it reached."""
-        message = self._messages[len(self._outcomes)]
-        if not isinstance(reply, int):
-            raise import_redis().exceptions.InvalidResponse("the reply to PUBLISH is not a number")
-        self._outcomes.append(Receipt(message.id, message.route.address, receivers=reply))
+        """The next message's reply has come, and is no error."""
+        self._outcomes.append(self._command.receipt(self._messages[len(self._outcomes)], reply))
 
     def refuse(self, error: BaseException) -> None:
         """The next message's reply has come, and is an error."""

@@ -30,6 +30,14 @@ _OWN_OPTIONS: Mapping[str, Any] = {
     "retry_on_timeout": False,
     "socket_timeout": None,
 }
+_ADVICE: Mapping[str, str] = {
+    "Authentication required": "give user and password in the URL: redis://user:password@host:6379",
+    "MISCONF": "the server cannot write to its disk: see its log",
+    "NOPERM": "have the user's ACL allow it, or connect as another user",
+    "OOM ": "raise the server's maxmemory, or trim its streams",
+    "READONLY": "this is a replica: connect to the primary",
+    "WRONGTYPE": "the key holds something else than a stream: choose another name",
+}
 _LEFT_OUT = ("parser_class", "maint_notifications_config", "maint_notifications_pool_handler", "event_dispatcher")
 
 
@@ -182,8 +190,9 @@ def reply_text(error: BaseException) -> str:
 
 def with_advice(text: str) -> str:
     """A server's error reply with what to do about it, where that is plain."""
-    if "Authentication required" in text:
-        return f"{text.rstrip('.')}; give user and password in the URL: redis://user:password@host:6379"
+    for beginning, advice in _ADVICE.items():
+        if beginning in text:
+            return f"{text.rstrip('.')}; {advice}"
     return text
 
 

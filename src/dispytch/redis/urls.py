@@ -1,20 +1,30 @@
-"""``redis://`` and ``rediss://``."""
+"""``redis://`` and ``rediss://`` for Pub/Sub, ``redis+stream://`` and ``rediss+stream://`` for Streams."""
 
 from __future__ import annotations
 
 from dispytch.redis.consumer import RedisConsumer
 from dispytch.redis.producer import RedisProducer
+from dispytch.redis.streams.consumer import RedisStreamConsumer
+from dispytch.redis.streams.producer import RedisStreamProducer
 
 __all__ = ["consumer_from_url", "producer_from_url"]
 
 
-def producer_from_url(url: str) -> RedisProducer:
-    """A producer for Redis Pub/Sub."""
-    return RedisProducer(url)
+def _is_stream(url: str) -> bool:
+    return url.startswith(("redis+stream://", "rediss+stream://"))
 
 
-def consumer_from_url(url: str, group_id: str) -> RedisConsumer:
-    """A consumer of Redis Pub/Sub, where every consumer gets everything: the group is a name for dead letters only."""
+def producer_from_url(url: str) -> RedisProducer | RedisStreamProducer:
+    """A producer for Redis Pub/Sub, or for Redis Streams."""
+    return RedisStreamProducer(url) if _is_stream(url) else RedisProducer(url)
+
+
+def consumer_from_url(url: str, group_id: str) -> RedisConsumer | RedisStreamConsumer:
+    """A consumer of a group on Redis Streams; or one of Redis Pub/Sub, where every consumer gets everything, and the
+    group is a name for dead letters only.
+    """
+    if _is_stream(url):
+        return RedisStreamConsumer(url, group_id=group_id)
     consumer = RedisConsumer(url)
     consumer.group_id = group_id
     return consumer

@@ -1,0 +1,121 @@
+"""Between messages and the entries of a stream.
+
+The payload is the field ``data``; the other fields are the headers. An entry of somebody else's without that field is
+the mapping of its fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dispytch._core.deadletters import own_header
+from dispytch.abc import Delivery, Message, Receipt
+from dispytch.redis.batches import Command
+from dispytch.redis.source import import_redis
+from dispytch.redis.streams.routes import RedisStreamEventConfig
+
+__all__ = ["DATA", "XADD", "delivery_of", "restored"]
+
+DATA = "data"
+"""The field that holds the payload."""
+_KEY = "ce_partitionkey"
+_VERSION = b"ce_specversion"
+_MOST_CACHED = 1024
+_LATEST = 253_402_300_799_000
+"""The end of the year 9999 in milliseconds: ids may be any number, dates may not."""
+
+
+class _Bulks(dict[str, bytes]):
+    """Field names as they go over the wire."""
+
+    def __missing__(self, name: str) -> bytes:
+        if len(self) >= _MOST_CACHED:
+            self.clear()  # names may be without number: start over rather than grow
+        raw = name.encode("utf-8", "surrogatepass")
+        bulk = self[name] = b"$%d\r\n%b\r\n" % (len(raw), raw)
+        return bulk
+
+
+class _Names(dict[bytes, str]):
+    """Field names as they come; what is not UTF-8 shows as escapes."""
+
+    def __missing__(self, raw: bytes) -> str:
+        if len(self) >= _MOST_CACHED:
+            self.clear()
+        name = self[raw] = raw.decode("utf-8", "backslashreplace")
+        return name
+
+
+_bulks = _Bulks()
+_names = _Names()
+
+
+def _pack(message: Message) -> bytes:
+    stream, payload, config = message.route.address.encode(), message.payload, message.config
+    parts: list[bytes] = [b"$%d\r\n%b\r\n" % (len(stream), stream)]
+    words = 3
+    if isinstance(config, RedisStreamEventConfig) and config.maxlen is not None:
+        limit = b"%d" % config.maxlen
+        parts.append(b"$6\r\nMAXLEN\r\n$1\r\n~\r\n$%d\r\n%b\r\n" % (len(limit), limit))
+        words += 3
+    parts.append(b"$1\r\n*\r\n")
+    has_key = message.key is None
+    for name, value in message.headers:
+        parts += (_bulks[name], b"$%d\r\n%b\r\n" % (len(value), value))
+        has_key = has_key or name == _KEY
+    words += 2 * len(message.headers)
+    if not has_key and message.key is not None:  # some envelopes have no place for it
+        parts += (_bulks[_KEY], b"$%d\r\n%b\r\n" % (len(message.key), message.key))
+        words += 2
+    if payload is not None:
+        parts.append(b"$4\r\ndata\r\n$%d\r\n%b\r\n" % (len(payload), payload))
+        words += 2
+    return b"*%d\r\n$4\r\nXADD\r\n%b" % (words, b"".join(parts))
+
+
+def _receipt(message: Message, reply: Any) -> Receipt:
+    if not isinstance(reply, bytes):
+        raise import_redis().exceptions.InvalidResponse("the reply to XADD is no entry id")
+    return Receipt(message.id, message.route.address, offset=reply.decode("ascii", "replace"))
+
+
+XADD = Command(_pack, _receipt)
+
+
+def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) -> Delivery:
+    """An entry as a delivery."""
+    found = dict(zip(fields[::2], fields[1::2], strict=True))
+    names = _names
+    payload = found.pop(b"data", None)
+    if 2 * len(found) == len(fields) - (0 if payload is None else 2):
+        headers = [(names[name], value) for name, value in found.items()]
+    else:  # a field came twice
+        pairs = zip(fields[::2], fields[1::2], strict=True)
+        headers = [(names[name], value) for name, value in pairs if name != b"data"]
+    as_json = payload is None and _VERSION not in found
+    if as_json:
+        mapping = {name: _text(value) for name, value in headers if not own_header(name)}
+        payload = json.dumps(mapping, ensure_ascii=False).encode()
+    return Delivery(
+        source,
+        payload,
+        headers,
+        timestamp_ms=min(int(id.partition(b"-")[0]), _LATEST),
+        key=found.get(b"ce_partitionkey"),
+        position=id.decode(),
+        as_json=as_json,
+        token=token,
+    )
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def restored(letter: Message, delivery: Delivery) -> Message:
+    """A dead letter that has the fields of its original: no payload, where that had none."""
+    if not delivery.as_json:
+        return letter
+    return Message(letter.id, letter.route, None, letter.headers, letter.key, letter.config)

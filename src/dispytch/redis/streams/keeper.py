@@ -1,0 +1,150 @@
+"""The thread that keeps what is held here from being claimed by others, and trims what everybody has acknowledged.
+
+It is a thread on every loop: a handler that blocks the loop for longer than ``claim_idle`` must not lose its event.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from typing import Any
+
+import anyio
+
+from dispytch._bridge import Waker
+from dispytch.errors import BrokerError
+from dispytch.redis.blocking import connect_blocking, interrupt
+from dispytch.redis.source import Source, import_redis
+from dispytch.redis.streams.groups import Group, Stream, has_vanished, is_error, refusal
+from dispytch.redis.streams.wires import packed
+
+__all__ = ["Keeper"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+_TRIM_EVERY = 5.0
+_TIMEOUT = 5.0
+_STOP_TIMEOUT = 1.0
+_LAST_NUMBER = 2**64 - 1
+
+
+class Keeper:
+    """Renews and trims, now and then. Made in the loop that stops it."""
+
+    def __init__(self, source: Source, group: Group, *, trim: bool) -> None:
+        self.is_renewing: bool = False
+        """What leaves `Stream.held` while this is true may be renewed once more."""
+        self._source = source
+        self._group = group
+        self._trim = trim
+        self._period = group.claim_idle / 4
+        self._next_trim = time.monotonic() + _TRIM_EVERY * random.random()  # noqa: S311 - no secret
+        self._stopping = threading.Event()
+        self._ended = False
+        self._troubled = False
+        self._connection: Any = None
+        self._waker = Waker()
+        self._thread = threading.Thread(target=self._run, name="dispytch redis stream keeper", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        if (connection := self._connection) is not None:
+            interrupt(connection)
+        with anyio.move_on_after(_STOP_TIMEOUT, shield=True):
+            while not self._ended:
+                await self._waker.wait()
+        if self._ended:
+            self._thread.join()
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        pause = min(self._period, _TRIM_EVERY / 5) if self._trim else self._period
+        next_renewal = time.monotonic() + self._period
+        try:
+            while not self._stopping.wait(pause * (0.9 + random.random() / 10)):  # noqa: S311 - no secret
+                now = time.monotonic()
+                try:
+                    if now >= next_renewal - pause / 2:
+                        self._renew(now)
+                        next_renewal = now + self._period
+                    if self._trim and now >= self._next_trim:
+                        self._next_trim = now + _TRIM_EVERY * (0.75 + random.random() / 2)  # noqa: S311 - no secret
+                        for stream in list(self._group.streams.values()):
+                            self._trim_acknowledged(stream)
+                    self._troubled = False
+                except (BrokerError, OSError, AttributeError, import_redis().RedisError) as error:
+                    self._disconnect()
+                    if not self._troubled and not self._stopping.is_set():
+                        self._troubled = True
+                        logger.warning(
+                            "What is being handled could not be renewed at Redis (%s), and is tried again; others may "
+                            "claim it after %g s.",
+                            error,
+                            self._group.claim_idle,
+                        )
+        finally:
+            self._disconnect()
+            self._ended = True
+            self._waker.wake()
+
+    def _renew(self, now: float) -> None:
+        self.is_renewing = True
+        try:
+            commands: list[bytes] = []
+            for stream in list(self._group.streams.values()):
+                old = [id for id, taken in list(stream.held.items()) if taken <= now - self._period / 2]
+                commands += self._group.renew(stream, old)
+            if commands:
+                for reply in self._call(*commands):
+                    if is_error(reply) and not has_vanished(reply):
+                        raise refusal(reply, self._source.address, "renew entries")
+        finally:
+            self.is_renewing = False
+
+    def _trim_acknowledged(self, stream: Stream) -> None:
+        """Removes what lies before the first entry that some group has not been given, or has not acknowledged."""
+        (groups,) = self._call(packed("XINFO", "GROUPS", stream.key))
+        if is_error(groups) or not groups:
+            return  # no such stream
+        found = [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in groups]
+        # In this order: what a group is given after the first look is behind the place that the first look found.
+        pending = self._call(*(packed("XPENDING", stream.key, group[b"name"]) for group in found))
+        limits: list[tuple[int, int]] = []
+        for group, summary in zip(found, pending, strict=True):
+            if is_error(summary):
+                return
+            time_part, _, number = group[b"last-delivered-id"].partition(b"-")
+            limits.append((int(time_part), min(int(number) + 1, _LAST_NUMBER)))
+            if summary[0]:
+                time_part, _, number = summary[1].partition(b"-")
+                limits.append((int(time_part), int(number)))
+        time_part, number = min(limits)
+        (reply,) = self._call(packed("XTRIM", stream.key, "MINID", f"{time_part}-{number}"))
+        if is_error(reply):
+            raise refusal(reply, self._source.address, f"trim {stream.name}")
+
+    def _call(self, *commands: bytes) -> list[Any]:
+        redis = import_redis()
+        if self._connection is None:
+            self._connection = connect_blocking(self._source, None)
+            self._connection._sock.settimeout(_TIMEOUT)
+        if self._stopping.is_set():
+            raise OSError("stopping")
+        self._connection.send_packed_command([b"".join(commands)], check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(self._connection.read_response())
+            except redis.ResponseError as error:
+                replies.append(error)
+        return replies
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
