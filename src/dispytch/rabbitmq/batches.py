@@ -33,7 +33,12 @@ class Batch:
     """
 
     def __init__(
-        self, messages: Sequence[Message], exchange: str, address: str, timeout: float | None, notify: Callable[[], object]
+        self,
+        messages: Sequence[Message],
+        exchange: str,
+        address: str,
+        timeout: float | None,
+        notify: Callable[[], object],
     ) -> None:
         self.messages: Sequence[Message] = messages
         self.exchange: str = exchange
@@ -76,6 +81,21 @@ class Batch:
         error = EmitRejectedError(text)
         error.__cause__ = cause
         self.settle(index, error)
+
+    def reject_unroutable(self, index: int) -> None:
+        exchange, key = target_of(self.messages[index], self.exchange)
+        self.reject(
+            index,
+            f"no queue is bound to the exchange {exchange!r} for the routing key {key!r}, so RabbitMQ returned "
+            "the event; bind a queue (a consumer does at its start), or give the producer mandatory=False",
+        )
+
+    def reject_nacked(self, index: int) -> None:
+        self.reject(
+            index,
+            f"RabbitMQ at {self._address} did not take the event (nack): a queue is full and refuses more, or could "
+            "not store it; emit it again later",
+        )
 
     def lose(self, index: int, cause: BaseException) -> None:
         """It was written, and no answer will come any more."""

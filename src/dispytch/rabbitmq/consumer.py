@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import anyio
 import anyio.lowlevel
 
 from dispytch._core.patterns import Pattern
@@ -16,17 +17,18 @@ from dispytch.abc import (
     Features,
     Message,
     Outcome,
+    Receipt,
     Settlement,
     Subscription,
 )
 from dispytch.errors import (
-    BrokerError,
     BrokerUnreachableError,
     ConfigurationError,
-    DeliveryError,
     DispytchError,
 )
-from dispytch.rabbitmq.aio import AioPikaIntake, LetterBox, queues_of
+from dispytch.rabbitmq.aio import AioPikaOutlet
+from dispytch.rabbitmq.aio_intake import AioPikaIntake, QueuesIntake, queues_of
+from dispytch.rabbitmq.batches import Batch
 from dispytch.rabbitmq.bindings import binding_key, check_name
 from dispytch.rabbitmq.intake import Intake, PikaIntake
 from dispytch.rabbitmq.producer import DEFAULT_EXCHANGE, FEATURES, Driver, RabbitMQProducer, check_driver, refuse_trio
@@ -46,9 +48,9 @@ _UNLIMITED = 1_000_000_000
 class RabbitMQConsumer(Consumer):
     """Receives from queues of RabbitMQ, and acknowledges each event when it has been handled.
 
-    Consumers of one queue share its events; every queue gets all that it is bound to. At the start the exchange (durable,
-    topic), the queue (durable) and one binding for each subscription are declared, and the queue for dead letters,
-    ``<queue>.dead``. What exists is kept, also where it differs, with a warning.
+    Consumers of one queue share its events; every queue gets all that it is bound to. At the start the exchange
+    (durable, topic), the queue (durable) and one binding for each subscription are declared, and the queue for dead
+    letters, ``<queue>.dead``. What exists is kept, also where it differs, with a warning.
 
     Args:
         connection: A URL, see `RabbitMQProducer`; or ready-made queues of aio-pika (on asyncio only), on whose
@@ -108,12 +110,10 @@ class RabbitMQConsumer(Consumer):
         self.prefetch = prefetch
         self.max_payload_bytes = max_payload_bytes
         self._declare = declare
-        self._arguments = (
-            {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED} if queue_type == "quorum" else {}
-        )
+        self._arguments = {"x-queue-type": "quorum", "x-delivery-limit": _UNLIMITED} if queue_type == "quorum" else {}
         self._driver = driver
         self._letters = None if self._source is None else RabbitMQProducer(self._source, exchange, driver=driver)
-        self._box: LetterBox | None = None
+        self._outlet: AioPikaOutlet | None = None
         self._subscriptions: tuple[Subscription, ...] | None = None
         self._intake: Intake | None = None
 
@@ -165,7 +165,7 @@ class RabbitMQConsumer(Consumer):
             queue = self.group_id
         if self._queues and queue is not None and queue not in self._queues:
             raise ConfigurationError(
-                f"the consumer was given the queues {', '.join(map(repr, self._queues))}, and {queue!r} is not among them"
+                f"the consumer was given the queues {', '.join(map(repr, self._queues))}, and {queue!r} is none of them"
             )
         return RabbitMQEventSubscription(exchange, queue, topic, kind, delimiter=delimiter)
 
@@ -242,11 +242,12 @@ class RabbitMQConsumer(Consumer):
     def _make_intake(self, wanted: Sequence[Subscription]) -> Intake:
         limit = min(self.window if self.prefetch is None else self.prefetch, _MOST_PREFETCH)
         if self._source is None:
-            self._box = LetterBox(self._queues, self.exchange)
-            return AioPikaIntake(None, None, self._queues, limit)
+            channel = next(iter(self._queues.values())).channel
+            self._outlet = AioPikaOutlet(None, lambda exchange: channel, mandatory=True)
+            return QueuesIntake(self._queues)
         topology = Topology.of(wanted, self.exchange, self.group_id, self._arguments, self._declare)
         if self._driver == "aio-pika":
-            return AioPikaIntake(self._source, topology, {}, limit)
+            return AioPikaIntake(self._source, topology, limit)
         return PikaIntake(self._source, topology, limit)
 
     async def _write_letters(self, settlements: Sequence[Settlement]) -> dict[Settlement, DispytchError]:
@@ -257,14 +258,17 @@ class RabbitMQConsumer(Consumer):
             letters += [fitted(letter) for letter in settlement.dead_letters]
             owners += [settlement] * len(settlement.dead_letters)
         failed: dict[Settlement, DispytchError] = {}
-        sender = self._letters or self._box
-        if sender is None:
-            return {settlement: DeliveryError("the consumer is not started") for settlement in settlements}
-        try:
-            outcomes = await sender.send(letters, _LETTER_TIMEOUT)
-        except BrokerError as error:
-            return dict.fromkeys(settlements, error)
+        outcomes = await self._send(letters)
         for settlement, outcome in zip(owners, outcomes, strict=True):
             if isinstance(outcome, DispytchError):
                 failed.setdefault(settlement, outcome)
         return failed
+
+    async def _send(self, letters: Sequence[Message]) -> Sequence[Receipt | DispytchError]:
+        if self._letters is not None:
+            return await self._letters.send(letters, _LETTER_TIMEOUT)
+        batch = Batch(letters, self.exchange, "its connection", _LETTER_TIMEOUT, lambda: None)
+        if self._outlet is not None:
+            with anyio.move_on_after(_LETTER_TIMEOUT):
+                await self._outlet.send(batch)
+        return batch.outcomes()

@@ -108,16 +108,14 @@ class _Sender(ProducerBase):
         address = self._source.address if self._source is not None else "its connection"
         return Batch(messages, self.exchange, address, timeout, notify)
 
-    def _pika(self) -> Outlet:
+    def _pika(self, source: Source) -> Outlet:
         """What publishes in this process."""
         outlet = self._outlet
         if outlet is None or outlet.pid != os.getpid():
-            assert self._source is not None
-            # Several threads may come here at once, at first or after a fork.
-            with _making:
+            with _making:  # several threads may come here at once, at first or after a fork
                 outlet = self._outlet
                 if outlet is None or outlet.pid != os.getpid():
-                    outlet = self._outlet = Outlet(self._source, self.mandatory)
+                    outlet = self._outlet = Outlet(source, self.mandatory)
         return outlet
 
 
@@ -141,8 +139,8 @@ class RabbitMQProducer(_Sender, Producer):
 
     Args:
         connection: ``amqp://user:password@host:5672/vhost``, or ``amqps://`` for TLS with verification. Options are
-            ``cafile``, ``certfile``, ``keyfile``, ``no_verify_ssl=1``, ``heartbeat`` and ``connection_timeout`` (both in
-            seconds). Or ready-made exchanges of aio-pika (on asyncio only), one or a list, on which nothing is declared
+            ``cafile``, ``certfile``, ``keyfile``, ``no_verify_ssl=1``, ``heartbeat`` and ``connection_timeout`` (both
+            in seconds). Or ready-made exchanges of aio-pika (on asyncio only), one or a list, on which nothing is declared
             and which are not closed.
         exchange: Where events go whose routes name none; with ready-made exchanges, the first of them.
         mandatory: Whether an event that no queue takes is an error; otherwise it is confirmed, and gone.
@@ -181,16 +179,17 @@ class RabbitMQProducer(_Sender, Producer):
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None:
         if (problem := super().accepts(route, config)) is not None:
             return problem
-        if self._exchanges and isinstance(route, RabbitMQEventRoute):
-            if route.exchange is not None and route.exchange not in self._exchanges and "{" not in route.exchange:
-                return (
-                    f"its route goes to the exchange {route.exchange!r}, and the producer was given "
-                    f"{', '.join(map(repr, self._exchanges))} only"
-                )
+        name = route.exchange if isinstance(route, RabbitMQEventRoute) else None
+        if self._exchanges and name is not None and name not in self._exchanges and "{" not in name:
+            return (
+                f"its route goes to the exchange {name!r}, and the producer was given "
+                f"{', '.join(map(repr, self._exchanges))} only"
+            )
         return None
 
     async def start(self) -> None:
-        if self._uses_aio_pika():
+        source = self._pika_source()
+        if source is None:
             await self._here().start()
             return
         returns, event = _Returns.here(), anyio.Event()
@@ -200,7 +199,7 @@ class RabbitMQProducer(_Sender, Producer):
             found.append(error)
             returns.tell(event)
 
-        self._pika().connect(told)
+        self._pika(source).connect(told)
         await event.wait()
         if found[0] is not None:
             raise found[0]
@@ -209,14 +208,15 @@ class RabbitMQProducer(_Sender, Producer):
         if not messages:
             await anyio.lowlevel.checkpoint()
             return []
-        if self._uses_aio_pika():
+        source = self._pika_source()
+        if source is None:
             batch = self._batch(messages, timeout, _nobody)
             with anyio.move_on_after(timeout):
                 await self._here().send(batch)
             return batch.outcomes()
         returns, event = _Returns.here(), anyio.Event()
         batch = self._batch(messages, timeout, lambda: returns.tell(event))
-        outlet = self._pika()
+        outlet = self._pika(source)
         outlet.submit(batch)
         try:
             with anyio.move_on_after(timeout):
@@ -227,7 +227,7 @@ class RabbitMQProducer(_Sender, Producer):
         return outcomes
 
     async def stop(self) -> None:
-        if self._uses_aio_pika():
+        if self._pika_source() is None:
             if self._aio is not None and self._loop is current_loop():
                 await self._aio.stop()
         elif (outlet := self._outlet) is not None and outlet.pid == os.getpid():
@@ -243,22 +243,27 @@ class RabbitMQProducer(_Sender, Producer):
             )
         return BlockingRabbitMQProducer(self._source, self.exchange, self.mandatory)
 
-    def _uses_aio_pika(self) -> bool:
+    def _pika_source(self) -> Source | None:
+        """Where pika is to connect; ``None`` if this is for aio-pika."""
         if self._source is None:
             refuse_trio("an exchange of aio-pika")
-            return True
-        if self._driver == "aio-pika":
+        elif self._driver == "aio-pika":
             refuse_trio("driver='aio-pika'")
-            return True
-        return False
+        else:
+            return self._source
+        return None
 
     def _here(self) -> AioPikaOutlet:
         """What publishes by aio-pika on the running loop."""
         loop = current_loop()
         if self._aio is None or self._loop is not loop:
-            self._aio = AioPikaOutlet(self._source, self._exchanges, self.mandatory)
+            self._aio = AioPikaOutlet(self._source, self._channel_of, self.mandatory)
             self._loop = loop
         return self._aio
+
+    def _channel_of(self, exchange: str) -> Any:
+        found = self._exchanges.get(exchange)
+        return None if found is None else found.channel
 
 
 def _nobody() -> None:
@@ -283,7 +288,8 @@ class BlockingRabbitMQProducer(_Sender, BlockingProducer):
             raise ConfigurationError(
                 f"BlockingRabbitMQProducer takes a URL such as 'amqp://localhost', not {type(connection).__name__}"
             )
-        super().__init__(connection if isinstance(connection, Source) else Source(connection), exchange, mandatory)
+        self._where = connection if isinstance(connection, Source) else Source(connection)
+        super().__init__(self._where, exchange, mandatory)
 
     def start(self) -> None:
         opened = threading.Event()
@@ -293,7 +299,7 @@ class BlockingRabbitMQProducer(_Sender, BlockingProducer):
             found.append(error)
             opened.set()
 
-        self._pika().connect(told)
+        self._pika(self._where).connect(told)
         opened.wait()
         if found[0] is not None:
             raise found[0]
@@ -303,7 +309,7 @@ class BlockingRabbitMQProducer(_Sender, BlockingProducer):
             return []
         done = threading.Event()
         batch = self._batch(messages, timeout, done.set)
-        outlet = self._pika()
+        outlet = self._pika(self._where)
         outlet.submit(batch)
         try:
             done.wait(timeout)

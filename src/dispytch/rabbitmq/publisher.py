@@ -33,7 +33,7 @@ _TOO_LARGE = re.compile(r"message size (\d+) is larger")
 
 class _Sent(NamedTuple):
     batch: Batch
-    index: int
+    number: int
     exchange: str
     size: int
 
@@ -62,7 +62,7 @@ class _Publisher:
         self._bytes = 0
         self._oldest = self._next = 1
         self._ids: dict[str, int] = {}
-        self._returned: dict[int, str] = {}
+        self._returned: set[int] = set()
         self._obstacle: str | None = None
         self._waiting: list[Callable[[BrokerError | None], None]] = []
         self._wire = Wire(source, "rabbitmq publisher", self._opened, self._ended, delay)
@@ -126,16 +126,18 @@ class _Publisher:
             sent
             for sent in in_flight
             if (missing is None or sent.exchange == missing)
-            and (large is None or len(sent.batch.messages[sent.index].payload or b"") == large)
+            and (large is None or len(sent.batch.messages[sent.number].payload or b"") == large)
         ]
-        refused = suspects[-1] if suspects and (missing is not None or large is not None or len(suspects) == 1) else None
+        refused = (
+            suspects[-1] if suspects and (missing is not None or large is not None or len(suspects) == 1) else None
+        )
         cause = BrokerUnreachableError(f"RabbitMQ at {self._source.address} closed the channel ({text})")
         cause.__cause__ = reason
         for sent in in_flight:
             if sent is refused:
-                sent.batch.reject(sent.index, f"RabbitMQ at {self._source.address} refused the event: {text}", reason)
+                sent.batch.reject(sent.number, f"RabbitMQ at {self._source.address} refused the event: {text}", reason)
             else:
-                sent.batch.lose(sent.index, cause)
+                sent.batch.lose(sent.number, cause)
         self._open_channel()
 
     def _forget_in_flight(self) -> None:
@@ -165,7 +167,7 @@ class _Publisher:
         self._forget_in_flight()
         left = self._tell_end(self, error is not None and not self.is_open)
         for sent in in_flight:
-            sent.batch.lose(sent.index, lost)
+            sent.batch.lose(sent.number, lost)
         for batch in left:
             batch.refuse_rest(cause)
         for call in self._waiting:
@@ -249,7 +251,7 @@ class _Publisher:
     def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         tag = self._ids.get(properties.message_id)
         if tag is not None:
-            self._returned[tag] = method.reply_text
+            self._returned.add(tag)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
@@ -266,25 +268,16 @@ class _Publisher:
         sent = self._in_flight.pop(tag, None)
         if sent is None:
             return
-        batch, index = sent.batch, sent.index
+        batch, index = sent.batch, sent.number
         self._ids.pop(batch.messages[index].id, None)
         self._bytes -= sent.size
-        if self._returned and tag in self._returned:
-            del self._returned[tag]
-            key = batch.messages[index].route.address
-            batch.reject(
-                index,
-                f"no queue is bound to the exchange {sent.exchange!r} for the routing key {key!r}, so RabbitMQ returned "
-                "the event; bind a queue (a consumer does at its start), or give the producer mandatory=False",
-            )
+        if tag in self._returned:
+            self._returned.discard(tag)
+            batch.reject_unroutable(index)
         elif is_ack:
             batch.confirm(index)
         else:
-            batch.reject(
-                index,
-                f"RabbitMQ at {self._source.address} did not take the event (nack): a queue is full and refuses more, "
-                "or could not store it; emit it again later",
-            )
+            batch.reject_nacked(index)
 
 
 class Outlet:

@@ -30,7 +30,7 @@ def import_pika() -> Any:
         MissingExtraError: it is not installed.
     """
     try:
-        import pika
+        import pika  # type: ignore[import-untyped]  # it has no stubs
     except ImportError as error:
         raise _missing() from error
     return pika
@@ -200,13 +200,13 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
         )
     elif "AccessDenied" in name or "NOT_ALLOWED" in text:
         found = BrokerError(
-            f"RabbitMQ at {source.address} has no virtual host {source.vhost!r} for this user; check the URL's path and "
-            "the user's permissions"
+            f"RabbitMQ at {source.address} has no virtual host {source.vhost!r} for this user; check the URL's path "
+            "and the user's permissions"
         )
     elif isinstance(root, ssl.SSLError):
         found = BrokerUnreachableError(
-            f"the TLS connection to RabbitMQ at {source.address} failed: {getattr(root, 'verify_message', '') or root}; "
-            "check the certificate, the authority (?cafile=/path), the host name, and that the port is one for TLS"
+            f"the TLS connection to RabbitMQ at {source.address} failed: "
+            f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority (?cafile=/path), the host name, and that the port is one for TLS"
         )
     elif isinstance(root, TimeoutError) or "Timeout" in name:
         found = BrokerUnreachableError(

@@ -56,5 +56,9 @@ class Tags:
             del opened[tag]
         return Verdict(release, up_to, sorted(done))
 
+    def open(self) -> list[int]:
+        """What is not settled, ascending."""
+        return list(self._open)
+
     def __len__(self) -> int:
         return len(self._open)

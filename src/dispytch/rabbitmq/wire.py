@@ -1,4 +1,4 @@
-"""A connection of pika, served by a thread of its own: heartbeats and confirmations need somebody who is always there."""
+"""A connection of pika, served by a thread of its own: heartbeats and confirmations need somebody to be there always."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wire:
         delay: float = 0.0,
     ) -> None:
         import_pika()
-        from pika.adapters.select_connection import IOLoop
+        from pika.adapters.select_connection import IOLoop  # type: ignore[import-untyped]  # it has no stubs
 
         self.source: Source = source
         self.connection: Any = None
@@ -201,8 +201,7 @@ class _Errand:
         except BrokerError as error:
             self._finish(error)
         except Refused as unexpected:
-            error = BrokerError(f"RabbitMQ at {self._wire.source.address} refused: {unexpected.text}")
-            self._finish(error)
+            self._finish(BrokerError(f"RabbitMQ at {self._wire.source.address} refused: {unexpected.text}"))
         else:
             if self._channel is None:
                 self._wire.connection.channel(on_open_callback=self._opened)
