@@ -56,9 +56,9 @@ class RabbitMQEventSubscription(EventSubscription):
 
     transport: ClassVar[str | None] = "rabbitmq"
 
-    exchange: str | None
-    queue: str | None
-    separator: str | None
+    exchange: str | None = None
+    queue: str | None = None
+    separator: str | None = None
 
     def __init__(
         self,
