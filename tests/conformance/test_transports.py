@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib.metadata import version
 from typing import ClassVar
 
+import pika
 import pytest
 import redis
 
 from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer, EventConfig, EventRoute, Producer
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryProducer
-from dispytch.redis import RedisConsumer, RedisEventConfig
+from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventConfig
+from dispytch.redis import RedisConsumer, RedisEventConfig, RedisStreamConsumer, RedisStreamEventConfig
 from dispytch.testing import Faults, TransportSuite
 from dispytch.testing.conformance.rows import COLUMNS, INSTALLED
 from tests.conftest import in_ci
@@ -64,7 +66,7 @@ class TestRedisPubSub(OwnSuite):
 
     @pytest.fixture(autouse=True)
     def broker(self, redis_url: str) -> None:
-        self.url = redis_url
+        self.url = self.redis_url = redis_url
 
     def producer(self) -> Producer:
         return producer_from_url(self.url)
@@ -76,5 +78,58 @@ class TestRedisPubSub(OwnSuite):
         return RedisEventConfig(headers=headers)
 
     def server(self) -> str:
-        with redis.Redis.from_url(self.url) as client:
+        with redis.Redis.from_url(self.redis_url) as client:
             return f"Redis {client.info('server')['redis_version']}"
+
+
+class TestRedisStreams(TestRedisPubSub):
+    features = RedisStreamConsumer.features
+    title = "Redis Streams"
+
+    @pytest.fixture(autouse=True)
+    def broker(self, redis_url: str) -> None:
+        self.redis_url = redis_url
+        self.url = redis_url.replace("redis://", "redis+stream://", 1)
+
+    def headers(self, headers: Mapping[str, str | bytes]) -> EventConfig:
+        return RedisStreamEventConfig(headers=headers)
+
+    @asynccontextmanager
+    async def unwritable(self, route: EventRoute) -> AsyncIterator[None]:
+        with redis.Redis.from_url(self.redis_url) as client:
+            client.delete(route.address)
+            client.set(route.address, "no stream")
+            yield
+            client.delete(route.address)
+
+
+class TestRabbitMQ(OwnSuite):
+    features = RabbitMQConsumer.features
+    title = "RabbitMQ"
+
+    @pytest.fixture(autouse=True)
+    def broker(self, rabbitmq_url: str) -> None:
+        self.url = rabbitmq_url
+
+    def producer(self) -> Producer:
+        return producer_from_url(self.url)
+
+    def consumer(self, group_id: str) -> Consumer:
+        return consumer_from_url(self.url, group_id)
+
+    def headers(self, headers: Mapping[str, str | bytes]) -> EventConfig:
+        return RabbitMQEventConfig(headers=headers)
+
+    @asynccontextmanager
+    async def unwritable(self, route: EventRoute) -> AsyncIterator[None]:
+        queue = route.address.rpartition(":")[2]
+        with closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
+            channel = connection.channel()
+            channel.queue_delete(queue)
+            yield
+            channel.queue_declare(queue, durable=True)
+
+    def server(self) -> str:
+        with closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
+            properties = connection._impl.server_properties
+        return f"{properties['product']} {properties['version']}"
