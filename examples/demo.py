@@ -26,6 +26,7 @@ from dispytch import (
     consumer_from_url,
     producer_from_url,
 )
+from dispytch.errors import DispytchError
 from dispytch.middleware import ExponentialBackoffWithFullJitter, Filter, Retry
 
 
@@ -51,6 +52,10 @@ class OrderShipped(EventBase):
     order_id: int
 
 
+def say(line: str) -> None:
+    print(f"{line}\n", end="", flush=True)  # one write, since lines come from threads too
+
+
 class Ledger:
     """Something that handlers share; made once, before the first event."""
 
@@ -58,7 +63,7 @@ class Ledger:
         self.lines: list[str] = []
 
     def write(self, line: str) -> None:
-        print(f"{line}\n", end="", flush=True)  # one write, since lines come from threads too
+        say(line)
         self.lines.append(line)
 
 
@@ -100,7 +105,7 @@ async def main(url: str) -> None:
     dispatcher.add_router(router)
     async with EventEmitter(producer_from_url(url), source="demo") as emitter, dispatcher.lifespan():
         receipt = await emitter.emit(OrderPlaced(shop="berlin", order_id=1, item=Item(name="a lamp", price=49.9)))
-        print(f"emitted: {receipt.route if receipt else 'nothing'}")
+        say(f"emitted: {receipt.route if receipt else 'nothing'}")
         await emitter.emit_many(
             [
                 OrderPlaced(shop="oslo", order_id=2, item=Item(name="a chair", price=120)),
@@ -113,7 +118,7 @@ async def main(url: str) -> None:
                 await anyio.sleep(0.01)
             while dispatcher.health().unsettled:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        print(f"done:    {dispatcher.health().handled} events handled")
+        say(f"done:    {dispatcher.health().handled} events handled")
 
 
 ledger = Ledger()
@@ -123,9 +128,12 @@ if __name__ == "__main__":
     parser.add_argument("--url", default="memory://demo", help="the broker; by default one in this process")
     parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio"], default="asyncio")
     options = parser.parse_args()
-    anyio.run(
-        main,
-        options.url,
-        backend="trio" if options.loop == "trio" else "asyncio",
-        backend_options={"use_uvloop": True} if options.loop == "uvloop" else {},
-    )
+    try:
+        anyio.run(
+            main,
+            options.url,
+            backend="trio" if options.loop == "trio" else "asyncio",
+            backend_options={"use_uvloop": True} if options.loop == "uvloop" else {},
+        )
+    except DispytchError as error:  # for instance: Redis Streams have no patterns
+        raise SystemExit(f"error: {error}") from None

@@ -13,7 +13,7 @@ from tests.support import blocking_until
 
 ROOT = Path(__file__).parent.parent
 LOOPS = ["asyncio", "uvloop", "trio"]
-BROKERS = ["redis"]
+BROKERS = ["redis", "redis+stream", "rabbitmq"]
 
 
 def url_of(broker: str, request: pytest.FixtureRequest) -> str:
@@ -26,8 +26,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONDEVMODE": "1", **more}
 
 
-def run(*command: str, **variables: str) -> str:
-    done = subprocess.run(
+def start(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
@@ -36,13 +36,17 @@ def run(*command: str, **variables: str) -> str:
         env=environment(**variables),
         check=False,
     )
+
+
+def run(*command: str, **variables: str) -> str:
+    done = start(*command, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("broker", ["memory", *BROKERS])
+@pytest.mark.parametrize("broker", ["memory", *(broker for broker in BROKERS if broker != "redis+stream")])
 def test_demo(loop: str, broker: str, request: pytest.FixtureRequest) -> None:
     url = "memory://demo" if broker == "memory" else url_of(broker, request)
     lines = run("-m", "examples.demo", "--loop", loop, "--url", url).splitlines()
@@ -60,6 +64,14 @@ def test_demo(loop: str, broker: str, request: pytest.FixtureRequest) -> None:
         "pack:    a lamp at berlin (in a worker thread)",
         "pack:    nothing at oslo (in a worker thread)",
     ]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_demo_has_patterns_that_redis_streams_cannot_serve(loop: str, request: pytest.FixtureRequest) -> None:
+    done = start("-m", "examples.demo", "--loop", loop, "--url", url_of("redis+stream", request))
+    assert done.returncode == 1
+    assert "'shops.{shop}.orders' is a pattern, and Redis Streams have none" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -90,7 +102,6 @@ def test_shop(loop: str, broker: str, request: pytest.FixtureRequest, tmp_path: 
     [
         ("program", ["[User Registered]", "1 user served"]),
         ("basic", ["seen: ada"]),
-        ("listener", ["Login action with value: 2"]),
         ("router", ["created: ada, at attempt 3", "deleted: ada"]),
     ],
 )
@@ -105,3 +116,16 @@ def test_first_documentation_on_redis(loop: str, redis_url: str) -> None:
     """A ready-made pubsub of redis.asyncio works where it belongs, and is refused where it does not."""
     out = run("examples/seed/redis_pubsub.py", "--loop", loop, REDIS_URL=redis_url)
     assert out.startswith("refused: " if loop == "trio" else "[INFO] all is well")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_first_documentation_on_kafka(loop: str, kafka_url: str) -> None:
+    out = run("examples/seed/listener_kafka.py", "--loop", loop, KAFKA_SERVERS=kafka_url.removeprefix("kafka://"))
+    assert out == "Login action with value: 2\n"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_first_documentation_on_rabbitmq(loop: str, rabbitmq_url: str) -> None:
+    """Ready-made objects of aio-pika work where they belong, and are refused where they do not."""
+    out = run("examples/seed/listener_rabbitmq.py", "--loop", loop, RABBITMQ_URL=rabbitmq_url)
+    assert out.startswith("refused: " if loop == "trio" else "Notified: all is well")

@@ -1,10 +1,8 @@
-"""The dispatcher's page, setting up a listener: a dependency reads the event, the consumer is started by hand.
-
-The page has it for Kafka and for RabbitMQ; here the in-process broker stands in for them.
-"""
+"""The dispatcher's page, a listener on Kafka: a dependency reads the event, the consumer is started by hand."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -13,8 +11,10 @@ from loops import run
 from pydantic import BaseModel
 
 from dispytch import Dependency, Event, EventBase, EventEmitter, EventListener
-from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventSubscription, MemoryProducer
+from dispytch.kafka import KafkaConsumer, KafkaEventSubscription, KafkaProducer
 from dispytch.middleware import Filter
+
+SERVERS = os.environ.get("KAFKA_SERVERS", "localhost:9092")
 
 
 class MyEventBody(BaseModel):
@@ -34,14 +34,13 @@ async def parse_value(event: Event[MyEventBody]) -> AsyncIterator[int]:
 
 
 async def main() -> None:
-    broker = MemoryBroker()
-    consumer = MemoryConsumer(broker, group_id="listener_group")
+    consumer = KafkaConsumer(SERVERS, group_id="listener_group")
     await consumer.start()
     listener = EventListener(consumer)
     handled = anyio.Event()
 
     @listener.handler(
-        MemoryEventSubscription(topic="user_events"), middlewares=[Filter(lambda ctx: ctx.event["action"] == "login")]
+        KafkaEventSubscription(topic="user_events"), middlewares=[Filter(lambda ctx: ctx.event["action"] == "login")]
     )
     async def handle_login(value: Annotated[int, Dependency(parse_value)]) -> None:
         print(f"Login action with value: {value}")
@@ -49,7 +48,7 @@ async def main() -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(listener.listen)
-        async with EventEmitter(MemoryProducer(broker)) as emitter:
+        async with EventEmitter(KafkaProducer(SERVERS)) as emitter:
             await emitter.emit(UserLoggedIn(action="logout", value=1))
             await emitter.emit(UserLoggedIn(action="login", value=2))
         await handled.wait()
