@@ -97,6 +97,7 @@ class Delivery:
         position: Where it lies in the source, unique there, as text; ``None`` where the broker has no positions.
         partition: Its partition, if the source has several.
         failures: Failures known from earlier deliveries, by handler name.
+        unreadable: Why the transport could not read all of it, in words that quote nothing; it is dead-lettered.
         scope: What beside the source tells which subscriptions it is for, such as the queue that it came by; hashable,
             and shared by deliveries that are alike. See `EventSubscription.takes`.
         token: The transport's own handle for settling.
@@ -113,6 +114,7 @@ class Delivery:
         "source",
         "timestamp_ms",
         "token",
+        "unreadable",
     )
 
     def __init__(
@@ -127,6 +129,7 @@ class Delivery:
         partition: int | None = None,
         failures: Mapping[str, int] = _NO_FAILURES,
         scope: Hashable = None,
+        unreadable: str | None = None,
         token: Any = None,
     ) -> None:
         self.source: str = source
@@ -138,6 +141,7 @@ class Delivery:
         self.partition: int | None = partition
         self.failures: Mapping[str, int] = failures
         self.scope: Hashable = scope
+        self.unreadable: str | None = unreadable
         self.token: Any = token
 
     def __repr__(self) -> str:
@@ -156,6 +160,7 @@ class Delivery:
             self.partition,
             dict(self.failures),
             self.scope,
+            self.unreadable,
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -169,6 +174,7 @@ class Delivery:
             self.partition,
             self.failures,
             self.scope,
+            self.unreadable,
         ) = state
         self.token = None
 
