@@ -10,9 +10,11 @@ from typing import ClassVar
 import pika
 import pytest
 import redis
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer, EventConfig, EventRoute, Producer
+from dispytch.kafka import KafkaConsumer, KafkaEventConfig
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryProducer
 from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventConfig
 from dispytch.redis import RedisConsumer, RedisEventConfig, RedisStreamConsumer, RedisStreamEventConfig
@@ -133,3 +135,37 @@ class TestRabbitMQ(OwnSuite):
         with closing(pika.BlockingConnection(pika.URLParameters(self.url))) as connection:
             properties = connection._impl.server_properties
         return f"{properties['product']} {properties['version']}"
+
+
+class TestKafka(OwnSuite):
+    features = KafkaConsumer.features
+    title = "Kafka"
+
+    @pytest.fixture(autouse=True)
+    def broker(self, kafka_url: str) -> None:
+        self.url = kafka_url
+
+    def producer(self) -> Producer:
+        return producer_from_url(self.url)
+
+    def consumer(self, group_id: str) -> Consumer:
+        return consumer_from_url(self.url, group_id)
+
+    def headers(self, headers: Mapping[str, str | bytes]) -> EventConfig:
+        return KafkaEventConfig(headers=headers)
+
+    @asynccontextmanager
+    async def unwritable(self, route: EventRoute) -> AsyncIterator[None]:
+        self._limit(route, 1)
+        yield
+        self._limit(route, 1_000_000)
+
+    def _limit(self, route: EventRoute, size: int) -> None:
+        admin = AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://")})
+        entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, route.address, incremental_configs=[entry])
+        for result in admin.incremental_alter_configs([resource]).values():
+            result.result()
+
+    def server(self) -> str:
+        return "Apache Kafka"

@@ -97,6 +97,7 @@ class Delivery:
         position: Where it lies in the source, unique there, as text; ``None`` where the broker has no positions.
         partition: Its partition, if the source has several.
         failures: Failures known from earlier deliveries, by handler name.
+        unreadable: Why the transport could not read all of it, in words that quote nothing; it is dead-lettered.
         scope: What beside the source tells which subscriptions it is for, such as the queue that it came by; hashable,
             and shared by deliveries that are alike. See `EventSubscription.takes`.
         as_json: The payload is JSON that the transport made of a record that has fields and no payload; it is decoded
@@ -116,6 +117,7 @@ class Delivery:
         "source",
         "timestamp_ms",
         "token",
+        "unreadable",
     )
 
     def __init__(
@@ -131,6 +133,7 @@ class Delivery:
         failures: Mapping[str, int] = _NO_FAILURES,
         scope: Hashable = None,
         as_json: bool = False,
+        unreadable: str | None = None,
         token: Any = None,
     ) -> None:
         self.source: str = source
@@ -143,6 +146,7 @@ class Delivery:
         self.failures: Mapping[str, int] = failures
         self.scope: Hashable = scope
         self.as_json: bool = as_json
+        self.unreadable: str | None = unreadable
         self.token: Any = token
 
     def __repr__(self) -> str:
@@ -162,6 +166,7 @@ class Delivery:
             dict(self.failures),
             self.scope,
             self.as_json,
+            self.unreadable,
         )
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -176,6 +181,7 @@ class Delivery:
             self.failures,
             self.scope,
             self.as_json,
+            self.unreadable,
         ) = state
         self.token = None
 

@@ -229,6 +229,8 @@ class Session:
                     f"the payload of {len(payload)} bytes is larger than max_payload_bytes "
                     f"({link.consumer.max_payload_bytes})"
                 )
+            if delivery.unreadable is not None:
+                raise DecodeError(delivery.unreadable)
             opened = wired.open(delivery)
         except DecodeError as error:
             self._refuse(link, delivery, error)

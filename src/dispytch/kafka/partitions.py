@@ -1,0 +1,48 @@
+"""An assigned partition: what was received of it, what of that is done, and what of that was committed."""
+
+from __future__ import annotations
+
+from dispytch._core.tracker import Tracker
+
+__all__ = ["Partition", "Token"]
+
+
+class Partition:
+    """One partition for as long as it is assigned.
+
+    Shared by the loop and the thread: those methods that both call are called under the reader's lock.
+
+    Attributes:
+        is_lost: It is somebody else's now; what is settled of it is dropped.
+        is_full: So many events lie behind its oldest unfinished one that no more are to be fetched.
+        last: The last offset that was handed over to the loop; kept by the thread.
+        wanted: The offset to commit, the next one that somebody else would begin with; ``None`` if there is none.
+        committed: The one that was committed last, or is being committed.
+    """
+
+    __slots__ = ("committed", "is_full", "is_lost", "is_taken", "key", "last", "tracker", "wanted")
+
+    def __init__(self, topic: str, number: int, is_taken: bool) -> None:
+        self.key: tuple[str, int] = (topic, number)
+        self.is_taken: bool = is_taken
+        """Whether its topic is for us at all; a pattern may match more than it should."""
+        self.tracker = Tracker()
+        self.is_lost: bool = False
+        self.is_full: bool = False
+        self.last: int = -1
+        self.wanted: int | None = None
+        self.committed: int | None = None
+
+    def done(self, offset: int) -> None:
+        """Notes that an event needs nothing more."""
+        tracker = self.tracker
+        if tracker.done(offset) and (reached := tracker.advance()) is not None:
+            self.wanted = reached + 1
+
+    @property
+    def to_commit(self) -> int | None:
+        return None if self.wanted == self.committed else self.wanted
+
+
+Token = tuple[Partition, int]
+"""A delivery's partition, while it was assigned, and its offset."""

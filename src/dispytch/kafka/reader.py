@@ -1,0 +1,547 @@
+"""The thread that owns a confluent consumer: it polls, commits and closes, and hands over batches to the loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+
+from dispytch._bridge import Waker
+from dispytch.abc import Delivery
+from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
+from dispytch.kafka.addresses import Topics
+from dispytch.kafka.commits import Commits
+from dispytch.kafka.partitions import Partition
+from dispytch.kafka.settings import Settings, import_confluent
+from dispytch.kafka.topics import missing_topics
+from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
+
+__all__ = ["Plan", "Reader"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+_POLL = 0.1
+"""Seconds that the thread waits for a message; a stop waits as long, at most."""
+_MOST_AT_ONCE = 499
+_MOST_QUEUED = 1000
+"""Messages that wait for the loop before the thread stops fetching."""
+_MOST_QUEUED_BYTES = 16 * 1024 * 1024
+_PAUSE_AFTER = 1.0
+"""Seconds without room after which partitions are paused, which costs what the client has prefetched."""
+_ASSIGNED_WITHIN = 60.0
+_LOOK_EVERY = 1.0
+_SAY_DOWN_AFTER = 3.0
+_SAY_AGAIN_AFTER = 30.0
+_STOP_TIMEOUT = 8.0
+_DEAD_LETTER_BYTES = "10485760"
+
+_OWN = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",
+    "allow.auto.create.topics": False,
+}
+_USUAL = {
+    "fetch.queue.backoff.ms": 10,
+    "queued.max.messages.kbytes": 16 * 1024,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a reader is to do; see `KafkaConsumer`."""
+
+    settings: Settings
+    group_id: str
+    start_from: Literal["earliest", "latest"]
+    max_uncommitted: int
+    declare: bool
+    topics: Topics
+
+
+class Reader:
+    """One membership of the group, from joining to leaving. Methods with a leading underscore run in the thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._settings = plan.settings
+        self._trouble = Trouble(plan.settings)
+        self._consumer: Any = None
+        self._lock = threading.Lock()
+        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._commits = Commits(plan.settings.address)
+        self._inbox: deque[tuple[list[Delivery], int]] = deque()
+        self._queued = 0
+        self._queued_bytes = 0
+        self._head: list[Delivery] = []
+        self._head_at = 0
+        self._again: list[Delivery] = []
+        self._room = threading.Event()
+        self._stopping = False
+        self._is_open = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._waker: Waker
+        self._is_assigned = False
+        self._is_paused = False
+        self._full_since: float | None = None
+        self._to_pause: list[Partition] = []
+        self._full: list[Partition] = []
+        self._existing: set[tuple[str, int]] = set()
+        self._looked_at = 0.0
+        self._is_down_said = False
+        self._said: dict[str, float] = {}
+
+    # --- in the loop
+
+    async def open(self) -> None:
+        """Joins the group, and waits until nothing that is published from now on will be missed.
+
+        Raises:
+            BrokerError, ConfigurationError: it did not work.
+        """
+        self._waker = Waker()
+        self._thread = threading.Thread(target=self._run, name="dispytch kafka consumer", daemon=True)
+        self._thread.start()
+        try:
+            while not self._is_open and not self._ended:
+                await self._waker.wait()
+        except BaseException:
+            await self.close()
+            raise
+        if not self._is_open:
+            await self.close()
+            self._raise()
+
+    async def read(self, limit: int) -> list[Delivery]:
+        """The next deliveries, at most ``limit``; waits for one. May be cancelled.
+
+        Raises:
+            BrokerError: there will be no more.
+        """
+        while not (found := self._take(limit)):
+            if self._ended:
+                self._raise()
+            await self._waker.wait()
+        return found
+
+    def done(self, deliveries: Iterable[Delivery]) -> None:
+        """Notes that events need nothing more; stale ones are ignored."""
+        count = 0
+        with self._lock:
+            for delivery in deliveries:
+                partition, offset = delivery.token
+                if not partition.is_lost:
+                    partition.done(offset)
+                    count += 1
+        self._commits.count(count)
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Events are to come again, here or, if this is the end, where their partitions go."""
+        self._again += deliveries
+        self._waker.wake()
+
+    async def close(self) -> None:
+        """Commits, leaves the group, and ends the thread. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stopping = True
+        self._room.set()
+        with anyio.move_on_after(_STOP_TIMEOUT, shield=True):
+            while not self._ended:
+                await self._waker.wait()
+        if self._ended:
+            thread.join()
+        else:
+            logger.warning(
+                "The thread that consumes from Kafka at %s is left to itself: it does not return.",
+                self._settings.address,
+            )
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait to be read."""
+        return self._queued + len(self._again)
+
+    def _take(self, limit: int) -> list[Delivery]:
+        found: list[Delivery] = []
+        if self._again:
+            self._again, again = self._again[limit:], self._again[:limit]
+            found += [delivery for delivery in again if not delivery.token[0].is_lost]
+        while len(found) < limit:
+            if self._head_at >= len(self._head) and not self._next_head():
+                break
+            part = self._head[self._head_at : self._head_at + limit - len(found)]
+            self._head_at += len(part)
+            found += [delivery for delivery in part if not delivery.token[0].is_lost]
+        return found
+
+    def _next_head(self) -> bool:
+        self._head, self._head_at = [], 0
+        if not self._inbox:
+            return False
+        with self._lock:
+            self._head, size = self._inbox.popleft()
+            self._queued -= len(self._head)
+            self._queued_bytes -= size
+        if not self._room.is_set():
+            self._room.set()
+        return True
+
+    def _raise(self) -> None:
+        error = self._error
+        if isinstance(error, BrokerError | ConfigurationError):
+            raise error
+        address = self._settings.address
+        if error is not None:
+            text = self._settings.without_secrets(str(error))
+            raise BrokerError(f"consuming from Kafka at {address} failed: {text}") from error
+        raise BrokerUnreachableError(f"there is no connection to Kafka at {address}")
+
+    # --- in the thread: from the beginning to the end
+
+    def _run(self) -> None:
+        try:
+            self._open()
+            while not self._stopping:
+                self._step()
+        except BaseException as error:
+            self._error = error
+        finally:
+            try:
+                self._leave()
+            except BaseException as error:
+                if self._error is None:
+                    self._error = error
+            finally:
+                self._ended = True
+                self._waker.wake()
+
+    def _open(self) -> None:
+        plan, topics = self._plan, self._plan.topics
+        own: dict[str, Any] = {**_OWN, "group.id": plan.group_id}
+        own.update((name, value) for name, value in _USUAL.items() if self._settings.get(name) is None)
+        own["error_cb"] = self._trouble.note
+        own["on_commit"] = self._committed
+        if self._settings.get("group.protocol") != "consumer":
+            own["partition.assignment.strategy"] = self._strategy
+        if topics.blacklist is not None and self._settings.get("topic.blacklist") is None:
+            own["topic.blacklist"] = topics.blacklist
+        if topics.patterns and self._settings.get("topic.metadata.refresh.interval.ms") is None:
+            own["topic.metadata.refresh.interval.ms"] = 3000
+        self._consumer = self._settings.make("Consumer", own)
+        existing = reach(
+            self._consumer, self._trouble, CONNECT_TIMEOUT, None, self._serve_unsubscribed, lambda: self._stopping
+        )
+        self._existing = {(name, number) for name, topic in existing.topics.items() for number in topic.partitions}
+        self._declare(topics.literal, None)
+        self._declare(topics.dead, {"max.message.bytes": _DEAD_LETTER_BYTES})
+        names = [*topics.literal, *topics.patterns]
+        if names:
+            self._consumer.subscribe(names, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        if plan.start_from == "latest" and names:
+            self._await_assignment()
+        self._is_open = True
+        self._waker.wake()
+
+    @property
+    def _strategy(self) -> str:
+        return str(self._settings.get("partition.assignment.strategy", "cooperative-sticky"))
+
+    def _declare(self, topics: Sequence[str], options: dict[str, str] | None) -> None:
+        if not topics:
+            return
+        missing = missing_topics(
+            self._consumer,
+            self._settings,
+            self._trouble,
+            topics,
+            CONNECT_TIMEOUT,
+            create=self._plan.declare,
+            options=options,
+            serve=self._serve_unsubscribed,
+            is_stopped=lambda: self._stopping,
+        )
+        for name, why in missing.items():
+            raise ConfigurationError(
+                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}. Create it, for instance "
+                f"with `kafka-topics.sh --create --topic {name}`"
+                + ("" if self._plan.declare else ", or let it be created by leaving out declare=False")
+                + "; or allow the user to"
+            )
+
+    def _serve_unsubscribed(self) -> None:
+        self._consumer.poll(0)
+
+    def _await_assignment(self) -> None:
+        end = time.monotonic() + _ASSIGNED_WITHIN
+        while not self._stopping and not self._is_assigned:
+            if time.monotonic() > end:
+                raise BrokerUnreachableError(
+                    f"Kafka at {self._settings.address} has assigned no partitions within {_ASSIGNED_WITHIN:g} s; "
+                    f"check the other members of the group {self._plan.group_id!r}"
+                )
+            self._poll(_POLL)
+
+    def _leave(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        try:
+            if consumer is not None:
+                consumer.close()  # has its partitions revoked, which commits
+        finally:
+            self._without(list(self._partitions))
+
+    # --- in the thread: receiving
+
+    def _step(self) -> None:
+        self._look_after_partitions()
+        self._look_after_connection()
+        if (offsets := self._commits.due(self._partitions.values(), self._lock)) is not None:
+            self._commit(offsets)
+        if self._has_room():
+            self._poll(_POLL)
+        elif self._is_paused:
+            self._poll(_POLL)  # nothing comes, but the group sees that we are alive
+        else:
+            self._room.wait(_POLL / 2)
+            self._room.clear()
+
+    def _has_room(self) -> bool:
+        is_full = self._queued >= _MOST_QUEUED or self._queued_bytes >= _MOST_QUEUED_BYTES
+        if self._is_paused:
+            if self._queued > _MOST_QUEUED // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
+                return False
+            self._is_paused, self._full_since = False, None
+            self._pause_or_resume(
+                "resume", [one for one in self._partitions.values() if one.is_taken and not one.is_full]
+            )
+            return True
+        if not is_full:
+            self._full_since = None
+            return True
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > _PAUSE_AFTER:
+            self._is_paused = True
+            self._pause_or_resume("pause", self._partitions.values())
+        return False
+
+    def _poll(self, seconds: float) -> None:
+        message = self._consumer.poll(seconds)
+        if self._error is not None:
+            raise self._error
+        if message is None:
+            return
+        most = min(_MOST_AT_ONCE, self._plan.max_uncommitted)
+        self._hand_over([message, *self._consumer.consume(most, 0)])
+
+    def _hand_over(self, messages: Sequence[Any]) -> None:
+        deliveries: list[Delivery] = []
+        size = 0
+        with self._lock:
+            for message in messages:
+                if (error := message.error()) is not None:
+                    self._complain(error)
+                    continue
+                partition = self._partitions.get((message.topic(), message.partition()))
+                if partition is None or not partition.is_taken:
+                    continue
+                offset = message.offset()
+                if offset <= partition.last:
+                    partition = self._rewound(partition)
+                partition.last = offset
+                partition.tracker.add(offset)
+                delivery = _delivery(message, partition, offset)
+                size += len(delivery.payload or b"")
+                deliveries.append(delivery)
+                if len(partition.tracker) >= self._plan.max_uncommitted and not partition.is_full:
+                    partition.is_full = True
+                    self._full.append(partition)
+                    self._to_pause.append(partition)
+            if deliveries:
+                self._queued += len(deliveries)
+                self._queued_bytes += size
+                self._inbox.append((deliveries, size))
+        if deliveries:
+            self._waker.wake()
+
+    def _rewound(self, partition: Partition) -> Partition:
+        # It was lost and assigned again within one call: what was received before is not ours to settle.
+        partition.is_lost = True
+        new = Partition(*partition.key, partition.is_taken)
+        self._partitions[partition.key] = new
+        return new
+
+    def _complain(self, error: Any) -> None:
+        known = import_confluent().KafkaError
+        words = self._trouble.words(error)
+        address = self._settings.address
+        if error.fatal():
+            raise BrokerError(f"consuming from Kafka at {address} has ended: {words}")
+        if error.code() in (known.TOPIC_AUTHORIZATION_FAILED, known.GROUP_AUTHORIZATION_FAILED):
+            raise BrokerError(
+                f"Kafka at {address} refused the group {self._plan.group_id!r} or one of its topics: {words}; allow "
+                "the user to read both"
+            )
+        self._say("Consuming from Kafka at %s: %s", words)
+
+    def _say(self, text: str, words: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(words, -_SAY_AGAIN_AFTER) >= _SAY_AGAIN_AFTER:
+            self._said[words] = now
+            logger.warning(text, self._settings.address, words)
+
+    # --- in the thread: partitions
+
+    def _look_after_partitions(self) -> None:
+        if self._to_pause:
+            paused, self._to_pause = self._to_pause, []
+            self._pause_or_resume("pause", paused)
+        if self._full:
+            roomy = [one for one in self._full if len(one.tracker) <= self._plan.max_uncommitted // 2 or one.is_lost]
+            for partition in roomy:
+                self._full.remove(partition)
+                partition.is_full = False
+            if not self._is_paused:
+                self._pause_or_resume("resume", roomy)
+
+    def _pause_or_resume(self, what: Literal["pause", "resume"], partitions: Iterable[Partition]) -> None:
+        confluent = import_confluent()
+        chosen = [confluent.TopicPartition(*one.key) for one in partitions if self._partitions.get(one.key) is one]
+        if chosen:
+            getattr(self._consumer, what)(chosen)
+
+    def _assigned(self, consumer: Any, assigned: Sequence[Any]) -> None:
+        try:
+            if self._plan.start_from == "latest" and assigned:
+                self._begin_at_end(consumer, assigned)
+            with self._lock:
+                for one in assigned:
+                    partition = Partition(one.topic, one.partition, self._plan.topics.takes(one.topic))
+                    self._partitions[partition.key] = partition
+                    if self._is_paused or not partition.is_taken:
+                        self._to_pause.append(partition)
+            self._is_assigned = True
+        except BaseException as error:  # it would end in the client
+            self._error = error
+
+    def _begin_at_end(self, consumer: Any, assigned: Sequence[Any]) -> None:
+        """Partitions that nobody of the group has read begin at their end, unless they came into being after us."""
+        confluent = import_confluent()
+        unread = []
+        for one in consumer.committed(list(assigned), timeout=CONNECT_TIMEOUT):
+            if one.error is None and one.offset < 0 and (one.topic, one.partition) in self._existing:
+                _, end = consumer.get_watermark_offsets(one, timeout=CONNECT_TIMEOUT)
+                unread.append(confluent.TopicPartition(one.topic, one.partition, end))
+        positions = {(one.topic, one.partition): one.offset for one in unread}
+        for one in assigned:
+            one.offset = positions.get((one.topic, one.partition), one.offset)
+        is_incremental = self._settings.get("group.protocol") == "consumer" or "cooperative" in self._strategy
+        (consumer.incremental_assign if is_incremental else consumer.assign)(list(assigned))
+        if unread:  # or whoever comes next would begin at a later end, and miss what is between
+            self._commits.now(consumer, unread)
+
+    def _revoked(self, consumer: Any, revoked: Sequence[Any]) -> None:
+        offsets = []
+        confluent = import_confluent()
+        for partition in self._without((one.topic, one.partition) for one in revoked):
+            if partition.to_commit is not None:
+                offsets.append(confluent.TopicPartition(*partition.key, partition.to_commit))
+        if offsets:
+            self._commits.now(consumer, offsets)
+
+    def _lost(self, consumer: Any, lost: Sequence[Any]) -> None:
+        count = len(self._without((one.topic, one.partition) for one in lost))
+        self._say("Kafka at %s: %s", f"{count} partitions were lost to others of the group; their events come again")
+
+    def _without(self, gone: Iterable[tuple[str, int]]) -> list[Partition]:
+        found = []
+        with self._lock:
+            for key in gone:
+                partition = self._partitions.pop(key, None)
+                if partition is not None:
+                    partition.is_lost = True
+                    found.append(partition)
+        return found
+
+    # --- in the thread: committing, and the connection
+
+    def _commit(self, offsets: dict[tuple[str, int], int]) -> None:
+        confluent = import_confluent()
+        chosen = [confluent.TopicPartition(*key, offset) for key, offset in offsets.items()]
+        try:
+            self._consumer.commit(offsets=chosen, asynchronous=True)
+        except confluent.KafkaException as error:
+            self._committed(error.args[0], chosen)
+
+    def _committed(self, error: Any, offsets: Sequence[Any]) -> None:
+        failure = self._commits.came_back(error, offsets, self._partitions)
+        if failure is not None:
+            self._say(
+                "Offsets could not be committed at Kafka at %s, and will be again: %s", self._trouble.words(failure)
+            )
+
+    def _look_after_connection(self) -> None:
+        trouble = self._trouble
+        if trouble.fatal is not None:
+            raise BrokerError(f"consuming from Kafka at {self._settings.address} has ended: {trouble.fatal}")
+        if trouble.since is None:
+            return
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_EVERY:
+            return
+        self._looked_at = now
+        began = trouble.since
+        try:
+            self._consumer.list_topics(*self._plan.topics.literal[:1], timeout=_POLL)
+        except import_confluent().KafkaException as error:
+            if trouble.is_final or now - began > float(self._settings.get("session.timeout.ms", 45_000)) / 1000:
+                raise trouble.error(error) from error
+            if now - began > _SAY_DOWN_AFTER and not self._is_down_said:
+                self._is_down_said = True
+                logger.warning("The connection is lost: %s. It is tried again.", trouble.error())
+        else:
+            trouble.clear()
+            if self._is_down_said:
+                self._is_down_said = False
+                logger.info("Kafka at %s answers again.", self._settings.address)
+
+
+def _delivery(message: Any, partition: Partition, offset: int) -> Delivery:
+    number = partition.key[1]
+    unreadable: str | None = None
+    try:
+        headers = message.headers() or ()  # once only: after an error the client crashes at the second time
+    except Exception:
+        headers, unreadable = (), "the name of one of its headers is not UTF-8"
+        logger.error(
+            "A message from %s (%d:%d) has a header whose name is not UTF-8; its headers cannot be told.",
+            partition.key[0],
+            number,
+            offset,
+        )
+    for header in headers:
+        if header[1] is None:
+            headers = [(name, b"" if value is None else value) for name, value in headers]
+            break
+    kind, timestamp = message.timestamp()
+    return Delivery(
+        partition.key[0],
+        message.value(),
+        headers,
+        timestamp_ms=timestamp if kind else int(time.time() * 1000),
+        key=message.key(),
+        position=f"{number}:{offset}",
+        partition=number,
+        unreadable=unreadable,
+        token=(partition, offset),
+    )

@@ -1,0 +1,116 @@
+"""Seeing to it that topics exist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from importlib import import_module
+from typing import Any
+
+from dispytch.kafka.settings import Settings, import_confluent
+from dispytch.kafka.trouble import Trouble, reach
+
+__all__ = ["missing_topics"]
+
+_MANY = 4
+_APPEARS_WITHIN = 5.0
+"""Seconds until a topic that was made is known to the broker that is asked."""
+
+
+def missing_topics(
+    client: Any,
+    settings: Settings,
+    trouble: Trouble,
+    topics: Collection[str],
+    seconds: float,
+    *,
+    create: bool,
+    options: Mapping[str, str] | None = None,
+    serve: Callable[[], object] = lambda: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, str]:
+    """Which of some topics there are not, or are not for us, with the reason; creates what is missing.
+
+    Args:
+        create: Whether to have them created, with the broker's own numbers of partitions and replicas.
+        options: Settings of topics that are created.
+
+    Raises:
+        BrokerUnreachableError: no broker answered in time.
+    """
+    end = time.monotonic() + seconds
+    reasons = _look(client, trouble, topics, end, serve, is_stopped)
+    wanted = [name for name, (is_absent, _) in reasons.items() if is_absent]
+    if wanted and create:
+        refused = _create(settings, wanted, end, dict(options or {}))
+        appears = min(end, time.monotonic() + _APPEARS_WITHIN)
+        waiting = set(wanted)
+        while waiting:
+            found = _look(client, trouble, waiting, end, serve, is_stopped)
+            waiting &= found.keys()
+            for name in set(wanted) - waiting:
+                reasons.pop(name, None)
+            reasons.update(found)
+            # A broker may create a topic by itself when it is asked for, also where we may not.
+            if time.monotonic() >= (appears - _APPEARS_WITHIN + 1 if waiting <= refused.keys() else appears):
+                break
+            time.sleep(0.02)
+        for name, why in refused.items():
+            if name in reasons:
+                reasons[name] = (True, f"it does not exist, and cannot be created: {why}")
+    return {name: why for name, (_, why) in reasons.items()}
+
+
+def _look(
+    client: Any,
+    trouble: Trouble,
+    topics: Collection[str],
+    end: float,
+    serve: Callable[[], object],
+    is_stopped: Callable[[], bool],
+) -> dict[str, tuple[bool, str]]:
+    """Topics that cannot be used now: whether that is since they are absent, and what was said."""
+    known = import_confluent().KafkaError
+    absent = (known.UNKNOWN_TOPIC_OR_PART, known.LEADER_NOT_AVAILABLE, known._UNKNOWN_TOPIC)
+    found: dict[str, tuple[bool, str]] = {}
+    everything: Any = None
+    if len(topics) > _MANY:
+        everything = reach(client, trouble, max(end - time.monotonic(), 0.0), None, serve, is_stopped).topics
+    for name in topics:
+        if everything is not None and name in everything and everything[name].error is None:
+            continue
+        metadata = reach(client, trouble, max(end - time.monotonic(), 0.0), name, serve, is_stopped).topics
+        error = metadata[name].error if name in metadata else None
+        if name not in metadata or (error is not None and error.code() in absent):
+            found[name] = (True, "it does not exist")
+        elif error is not None:
+            found[name] = (False, error.str())
+    return found
+
+
+def _create(settings: Settings, topics: Collection[str], end: float, options: dict[str, str]) -> dict[str, str]:
+    """Has topics created; why some were not."""
+    confluent = import_confluent()
+    admin_module: Any = import_module("confluent_kafka.admin")
+
+    trouble = Trouble(settings)
+    admin = settings.for_connecting().make("AdminClient", {"error_cb": trouble.note})
+    left = max(end - time.monotonic(), 0.1)
+    made = admin.create_topics(
+        [admin_module.NewTopic(name, num_partitions=-1, replication_factor=-1, config=options) for name in topics],
+        request_timeout=left,
+        operation_timeout=left,
+    )
+    refused: dict[str, str] = {}
+    for name, future in made.items():
+        try:
+            future.result(max(end - time.monotonic(), 0.1) + 0.5)
+        except confluent.KafkaException as error:
+            if error.args[0].code() != confluent.KafkaError.TOPIC_ALREADY_EXISTS:
+                refused[name] = settings.without_secrets(error.args[0].str())
+        except (FutureTimeoutError, TimeoutError):
+            refused[name] = "no answer came in time"
+    if trouble.is_final:
+        raise trouble.error()
+    return refused

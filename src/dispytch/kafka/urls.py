@@ -1,0 +1,18 @@
+"""``kafka://`` and ``kafka+ssl://``."""
+
+from __future__ import annotations
+
+from dispytch.kafka.consumer import KafkaConsumer
+from dispytch.kafka.producer import KafkaProducer
+
+__all__ = ["consumer_from_url", "producer_from_url"]
+
+
+def producer_from_url(url: str) -> KafkaProducer:
+    """A producer for Kafka."""
+    return KafkaProducer(url)
+
+
+def consumer_from_url(url: str, group_id: str) -> KafkaConsumer:
+    """A consumer of Kafka."""
+    return KafkaConsumer(url, group_id=group_id)
