@@ -33,9 +33,9 @@ _OWN_OPTIONS: Mapping[str, Any] = {
 _ADVICE: Mapping[str, str] = {
     "Authentication required": "give user and password in the URL: redis://user:password@host:6379",
     "MISCONF": "the server cannot write to its disk: see its log",
-    "NOPERM": "have the user's ACL allow it, or connect as another user",
-    "OOM ": "raise the server's maxmemory, or trim its streams",
-    "READONLY": "this is a replica: connect to the primary",
+    "no permissions": "have the user's ACL allow it, or connect as another user",
+    "used memory > 'maxmemory'": "raise the server's maxmemory, or trim its streams",
+    "read only replica": "this is a replica: connect to the primary",
     "WRONGTYPE": "the key holds something else than a stream: choose another name",
 }
 _LEFT_OUT = ("parser_class", "maint_notifications_config", "maint_notifications_pool_handler", "event_dispatcher")

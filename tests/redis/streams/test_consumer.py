@@ -468,7 +468,7 @@ async def test_wrong_options(options: dict[str, Any], text: str) -> None:
 async def test_ready_made_clients(redis_url: str, client: Any) -> None:
     import redis.asyncio
 
-    with pytest.raises(ConfigurationError, match="URL or a redis.Redis"):
+    with pytest.raises(ConfigurationError, match="takes a URL or a"):
         RedisStreamConsumer(redis.asyncio.Redis(), group_id=GROUP)
     with pytest.raises(ConfigurationError, match="driver"):
         RedisStreamConsumer(client, group_id=GROUP, driver="asyncio")

@@ -272,7 +272,7 @@ async def test_a_group_that_vanishes_is_made_again(
         async def vanish() -> None:
             await anyio.sleep(0.05)
             for stream in streams:
-                client.delete(stream) if how == "flush" else client.xgroup_destroy(stream, GROUP)  # noqa: B023
+                client.delete(stream) if how == "flush" else client.xgroup_destroy(stream, GROUP)
                 fill(client, stream, 3)
 
         async with anyio.create_task_group() as group:

@@ -32,6 +32,8 @@ LOOK_EVERY = 0.5
 _PATIENCE = 5.0
 """Seconds that a reply may take beyond that."""
 _PAGE = 100
+_MOST_AT_ONCE = 500
+"""Entries of one read, however many are wanted: they may be large."""
 _SOON = 0.02
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
@@ -91,6 +93,7 @@ class Reader:
         Raises:
             BrokerError: it is of no use to call again.
         """
+        limit = min(limit, _MOST_AT_ONCE)
         if self._understand is not None:
             await self._answer()
         elif self._vanished:
