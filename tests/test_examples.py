@@ -13,7 +13,7 @@ from tests.support import blocking_until
 
 ROOT = Path(__file__).parent.parent
 LOOPS = ["asyncio", "uvloop", "trio"]
-BROKERS = ["redis", "redis+stream", "rabbitmq"]
+BROKERS = ["redis", "redis+stream", "rabbitmq", "kafka"]
 
 
 def url_of(broker: str, request: pytest.FixtureRequest) -> str:

@@ -8,6 +8,7 @@ In Python::
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 
 from ._errors import BrokersError, MissingServerError
@@ -24,6 +25,7 @@ __all__ = [
     "MissingServerError",
     "RabbitMQ",
     "Running",
+    "kafka_version",
     "program",
     "running",
     "server_properties",
@@ -45,3 +47,11 @@ def program(name: str, *, install: bool = False) -> str:
 def tool(program: str, package: str, *, install: bool = False) -> str:
     """The path of a client program that a Debian package has."""
     return find_or_install_tool(program, package, install=install)
+
+
+def kafka_version(url: str) -> str | None:
+    """What a Kafka that was started here says in its log; clients cannot ask for it."""
+    for record in Manager().folder.rglob("broker.json"):
+        if json.loads(record.read_text())["url"] == url:
+            return Kafka().version(record.parent)
+    return None

@@ -20,6 +20,7 @@ from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventConfig
 from dispytch.redis import RedisConsumer, RedisEventConfig, RedisStreamConsumer, RedisStreamEventConfig
 from dispytch.testing import Faults, TransportSuite
 from dispytch.testing.conformance.rows import COLUMNS, INSTALLED
+from tests import brokers
 from tests.conftest import in_ci
 
 
@@ -168,4 +169,4 @@ class TestKafka(OwnSuite):
             result.result()
 
     def server(self) -> str:
-        return "Apache Kafka"
+        return f"Apache Kafka {brokers.kafka_version(self.url) or 'of unknown version'}"
