@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,10 +24,12 @@ from dispytch.abc import (
     Producer,
     Receipt,
     Settlement,
+    Subscription,
 )
 from dispytch.errors import DispytchError
-from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryProducer
+from dispytch.memory import BlockingMemoryProducer, MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryProducer
 from dispytch.testing import Faults, TransportSuite
+from dispytch.testing.conformance.rows import Column
 from dispytch.testing.conformance.suite import TABLE
 
 Failures = Sequence[tuple[Settlement, DispytchError]]
@@ -37,7 +40,7 @@ class Faulty(TransportSuite):
 
     producer_type: ClassVar[type[MemoryProducer]] = MemoryProducer
     consumer_type: ClassVar[type[MemoryConsumer]] = MemoryConsumer
-    columns = ("asyncio",)
+    columns: ClassVar[Sequence[Column]] = ("asyncio",)
     patience = 0.7
 
     @pytest.fixture(autouse=True)
@@ -143,6 +146,94 @@ class TestOneGroup(Faulty):
         return MemoryConsumer(self.memory, "all of them")
 
 
+class Closing(MemoryConsumer):
+    """Ends its whole group when it stops."""
+
+    ended: ClassVar[set[str]] = set()
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        if self.group_id in self.ended:
+            await anyio.sleep_forever()
+        return await super().receive(limit)
+
+    async def stop(self) -> None:
+        self.ended.add(self.group_id)
+        await super().stop()
+
+
+class TestEndsItsGroup(Faulty):
+    consumer_type = Closing
+    leaves_out = only("two groups", "concurrent close")
+
+
+class Idle(MemoryConsumer):
+    """Handles nothing of its share, if it is the first of several in its group."""
+
+    members: ClassVar[dict[str, list[MemoryConsumer]]] = {}
+
+    async def start(self, subscriptions: Sequence[Subscription] = ()) -> None:
+        self.members.setdefault(self.group_id, []).append(self)
+        await super().start(subscriptions)
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        deliveries = await super().receive(limit)
+        if self is self.members[self.group_id][0] and len(self.members[self.group_id]) > 1:
+            await anyio.sleep_forever()
+        return deliveries
+
+
+class TestIdleMembers(Faulty):
+    consumer_type = Idle
+    leaves_out = only("two groups", "many at once")
+
+
+class Lockstep(MemoryConsumer):
+    """Gives nothing before all that it has given is settled."""
+
+    given = 0
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while self.given:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        deliveries = await super().receive(limit)
+        self.given = len(deliveries)
+        return deliveries
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Failures:
+        self.given -= len(settlements)
+        return await super().settle(settlements)
+
+
+class TestWaitsForAll(Faulty):
+    consumer_type = Lockstep
+    leaves_out = only("publish subscribe", "same key two topics and null keys")
+
+
+class Impatient(MemoryConsumer):
+    """Gives again what has not been settled within 20 ms."""
+
+    def __init__(self, broker: MemoryBroker, group_id: str) -> None:
+        super().__init__(broker, group_id)
+        self.given: dict[str | None, Delivery] = {}
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        deliveries: Sequence[Delivery] = [*self.given.values()]
+        with anyio.move_on_after(0.02 if deliveries else None):
+            deliveries = await super().receive(limit)
+        self.given.update((delivery.position, delivery) for delivery in deliveries)
+        return deliveries
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Failures:
+        for settlement in settlements:
+            self.given.pop(settlement.delivery.position, None)
+        return await super().settle(settlements)
+
+
+class TestGivesAgain(Faulty):
+    consumer_type = Impatient
+    leaves_out = only("publish subscribe", "redeliver on error")
+
+
 class Generous(MemoryConsumer):
     """Writes dead letters twice."""
 
@@ -200,6 +291,28 @@ class Twice(MemoryProducer):
 class TestSendsTwice(Faulty):
     producer_type = Twice
     leaves_out = only("many topics", "templated topics", "two groups", "drain")
+
+
+class BlockingMuddle(BlockingMemoryProducer):
+    """Keeps what a thread sends where other threads put theirs."""
+
+    messages: Sequence[Message] = ()
+
+    def send(self, messages: Sequence[Message], timeout: float | None) -> Sequence[Receipt | DispytchError]:
+        self.messages = messages
+        time.sleep(0.0001)
+        return super().send(self.messages, timeout)
+
+
+class Muddle(MemoryProducer):
+    def blocking(self) -> BlockingMemoryProducer:
+        return BlockingMuddle(self.broker)
+
+
+class TestNotThreadSafe(Faulty):
+    producer_type = Muddle
+    columns = ("blocking",)
+    leaves_out = only("publish subscribe", "blocking facade")
 
 
 class Bare(MemoryProducer):

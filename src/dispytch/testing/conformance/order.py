@@ -110,6 +110,10 @@ class OrderRows(Bench):
             await self.until(gate.is_set)
             handled.add(event.body.n)
 
+        def all_handled() -> bool:
+            assert dispatcher.health().unsettled <= most
+            return len(handled) == 10_000
+
         await self.declare(dispatcher)
         async with self.emitter() as emitter:
             await emitter.emit_many([kind(n=n) for n in range(10_000)])
@@ -120,7 +124,4 @@ class OrderRows(Bench):
                 await anyio.sleep(0.005)
             assert dispatcher.health().in_flight == 10
             gate.set()
-            with anyio.fail_after(self.patience):
-                while len(handled) < 10_000:
-                    assert dispatcher.health().unsettled <= most
-                    await anyio.sleep(0.005)
+            await self.until(all_handled)
