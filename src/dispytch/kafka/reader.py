@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ _SAY_DOWN_AFTER = 3.0
 _SAY_AGAIN_AFTER = 30.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
+
+_EXHAUSTED: Iterator[None] = iter(())
 
 _OWN = {
     "enable.auto.commit": False,
@@ -82,6 +84,8 @@ class Reader:
         self._head: list[Delivery] = []
         self._head_at = 0
         self._again: list[Delivery] = []
+        # What waits is uncommitted too: it alone must not bring a partition to its limit.
+        self._most_queued = min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1))
         self._room = threading.Event()
         self._stopping = False
         self._is_open = False
@@ -265,17 +269,15 @@ class Reader:
             self._trouble,
             topics,
             CONNECT_TIMEOUT,
-            create=self._plan.declare,
+            creates="us" if self._plan.declare else None,
             options=options,
             serve=self._serve_unsubscribed,
             is_stopped=lambda: self._stopping,
         )
+        hint = "" if self._plan.declare else ", or leave out declare=False"
         for name, why in missing.items():
             raise ConfigurationError(
-                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}. Create it, for instance "
-                f"with `kafka-topics.sh --create --topic {name}`"
-                + ("" if self._plan.declare else ", or let it be created by leaving out declare=False")
-                + "; or allow the user to"
+                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}{hint}"
             )
 
     def _serve_unsubscribed(self) -> None:
@@ -315,9 +317,9 @@ class Reader:
             self._room.clear()
 
     def _has_room(self) -> bool:
-        is_full = self._queued >= _MOST_QUEUED or self._queued_bytes >= _MOST_QUEUED_BYTES
+        is_full = self._queued >= self._most_queued or self._queued_bytes >= _MOST_QUEUED_BYTES
         if self._is_paused:
-            if self._queued > _MOST_QUEUED // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
+            if self._queued > self._most_queued // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
                 return False
             self._is_paused, self._full_since = False, None
             self._pause_or_resume(
@@ -341,8 +343,7 @@ class Reader:
             raise self._error
         if message is None:
             return
-        most = min(_MOST_AT_ONCE, self._plan.max_uncommitted)
-        self._hand_over([message, *self._consumer.consume(most, 0)])
+        self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._most_queued), 0)])
 
     def _hand_over(self, messages: Sequence[Any]) -> None:
         deliveries: list[Delivery] = []
@@ -519,10 +520,14 @@ class Reader:
 def _delivery(message: Any, partition: Partition, offset: int) -> Delivery:
     number = partition.key[1]
     unreadable: str | None = None
+    headers: Any = ()
     try:
-        headers = message.headers() or ()  # once only: after an error the client crashes at the second time
+        # Once only: after an error the client crashes at the second time.
+        found = message.headers()
+        next(_EXHAUSTED, None)  # it may leave an error pending, beside a result that must not be touched
+        headers = found or ()
     except Exception:
-        headers, unreadable = (), "the name of one of its headers is not UTF-8"
+        unreadable = "the name of one of its headers is not UTF-8"
         logger.error(
             "A message from %s (%d:%d) has a header whose name is not UTF-8; its headers cannot be told.",
             partition.key[0],
