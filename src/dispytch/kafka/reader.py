@@ -18,7 +18,7 @@ from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationEr
 from dispytch.kafka.addresses import Topics
 from dispytch.kafka.commits import Commits
 from dispytch.kafka.partitions import Partition
-from dispytch.kafka.settings import Settings, import_confluent
+from dispytch.kafka.settings import LibraryLog, Settings, import_confluent
 from dispytch.kafka.topics import missing_topics
 from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
 
@@ -38,6 +38,7 @@ _ASSIGNED_WITHIN = 60.0
 _LOOK_EVERY = 1.0
 _SAY_DOWN_AFTER = 3.0
 _SAY_AGAIN_AFTER = 30.0
+_SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
 
@@ -74,6 +75,7 @@ class Reader:
         self._plan = plan
         self._settings = plan.settings
         self._trouble = Trouble(plan.settings)
+        self._log = LibraryLog()
         self._consumer: Any = None
         self._lock = threading.Lock()
         self._partitions: dict[tuple[str, int], Partition] = {}
@@ -93,6 +95,7 @@ class Reader:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._waker: Waker
+        self._is_subscribed = False
         self._is_assigned = False
         self._is_paused = False
         self._full_since: float | None = None
@@ -241,7 +244,8 @@ class Reader:
             own["topic.blacklist"] = topics.blacklist
         if topics.patterns and self._settings.get("topic.metadata.refresh.interval.ms") is None:
             own["topic.metadata.refresh.interval.ms"] = 3000
-        self._consumer = self._settings.make("Consumer", own)
+        own["debug"] = ",".join(filter(None, (self._settings.get("debug"), "cgrp")))  # see `_settle_down`
+        self._consumer = self._settings.make("Consumer", own, log=self._log)
         existing = reach(
             self._consumer, self._trouble, CONNECT_TIMEOUT, None, self._serve_unsubscribed, lambda: self._stopping
         )
@@ -250,6 +254,7 @@ class Reader:
         self._declare(topics.dead, {"max.message.bytes": _DEAD_LETTER_BYTES})
         names = [*topics.literal, *topics.patterns]
         if names:
+            self._is_subscribed = True
             self._consumer.subscribe(names, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         if plan.start_from == "latest" and names:
             self._await_assignment()
@@ -297,9 +302,22 @@ class Reader:
         consumer, self._consumer = self._consumer, None
         try:
             if consumer is not None:
+                self._settle_down(consumer)
+                if self._is_subscribed and not self._partitions:
+                    # A cooperative member without partitions would leave without a word when it closes.
+                    consumer.unsubscribe()
                 consumer.close()  # has its partitions revoked, which commits
         finally:
             self._without(list(self._partitions))
+
+    def _settle_down(self, consumer: Any) -> None:
+        # Who leaves in the midst of a rebalance is not heard, since the broker answers the request to join first; the
+        # others would wait for the member until its session times out.
+        end = time.monotonic() + _SETTLES_WITHIN
+        while self._is_subscribed and self._log.join_state != "steady" and time.monotonic() < end:
+            if self._trouble.since is not None or self._trouble.fatal is not None:
+                break
+            consumer.poll(0.02)
 
     # --- in the thread: receiving
 
