@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationEr
 from dispytch.kafka.addresses import Topics
 from dispytch.kafka.commits import Commits
 from dispytch.kafka.partitions import Partition
-from dispytch.kafka.settings import Settings, import_confluent
+from dispytch.kafka.settings import LibraryLog, Settings, import_confluent
 from dispytch.kafka.topics import missing_topics
 from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
 
@@ -38,8 +38,11 @@ _ASSIGNED_WITHIN = 60.0
 _LOOK_EVERY = 1.0
 _SAY_DOWN_AFTER = 3.0
 _SAY_AGAIN_AFTER = 30.0
+_SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
+
+_EXHAUSTED: Iterator[None] = iter(())
 
 _OWN = {
     "enable.auto.commit": False,
@@ -72,6 +75,7 @@ class Reader:
         self._plan = plan
         self._settings = plan.settings
         self._trouble = Trouble(plan.settings)
+        self._log = LibraryLog()
         self._consumer: Any = None
         self._lock = threading.Lock()
         self._partitions: dict[tuple[str, int], Partition] = {}
@@ -82,6 +86,8 @@ class Reader:
         self._head: list[Delivery] = []
         self._head_at = 0
         self._again: list[Delivery] = []
+        # What waits is uncommitted too: it alone must not bring a partition to its limit.
+        self._most_queued = min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1))
         self._room = threading.Event()
         self._stopping = False
         self._is_open = False
@@ -89,6 +95,7 @@ class Reader:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._waker: Waker
+        self._is_subscribed = False
         self._is_assigned = False
         self._is_paused = False
         self._full_since: float | None = None
@@ -237,7 +244,8 @@ class Reader:
             own["topic.blacklist"] = topics.blacklist
         if topics.patterns and self._settings.get("topic.metadata.refresh.interval.ms") is None:
             own["topic.metadata.refresh.interval.ms"] = 3000
-        self._consumer = self._settings.make("Consumer", own)
+        own["debug"] = ",".join(filter(None, (self._settings.get("debug"), "cgrp")))  # see `_settle_down`
+        self._consumer = self._settings.make("Consumer", own, log=self._log)
         existing = reach(
             self._consumer, self._trouble, CONNECT_TIMEOUT, None, self._serve_unsubscribed, lambda: self._stopping
         )
@@ -246,6 +254,7 @@ class Reader:
         self._declare(topics.dead, {"max.message.bytes": _DEAD_LETTER_BYTES})
         names = [*topics.literal, *topics.patterns]
         if names:
+            self._is_subscribed = True
             self._consumer.subscribe(names, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         if plan.start_from == "latest" and names:
             self._await_assignment()
@@ -265,17 +274,15 @@ class Reader:
             self._trouble,
             topics,
             CONNECT_TIMEOUT,
-            create=self._plan.declare,
+            creates="us" if self._plan.declare else None,
             options=options,
             serve=self._serve_unsubscribed,
             is_stopped=lambda: self._stopping,
         )
+        hint = "" if self._plan.declare else ", or leave out declare=False"
         for name, why in missing.items():
             raise ConfigurationError(
-                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}. Create it, for instance "
-                f"with `kafka-topics.sh --create --topic {name}`"
-                + ("" if self._plan.declare else ", or let it be created by leaving out declare=False")
-                + "; or allow the user to"
+                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}{hint}"
             )
 
     def _serve_unsubscribed(self) -> None:
@@ -295,9 +302,22 @@ class Reader:
         consumer, self._consumer = self._consumer, None
         try:
             if consumer is not None:
+                self._settle_down(consumer)
+                if self._is_subscribed and not self._partitions:
+                    # A cooperative member without partitions would leave without a word when it closes.
+                    consumer.unsubscribe()
                 consumer.close()  # has its partitions revoked, which commits
         finally:
             self._without(list(self._partitions))
+
+    def _settle_down(self, consumer: Any) -> None:
+        # Who leaves in the midst of a rebalance is not heard, since the broker answers the request to join first; the
+        # others would wait for the member until its session times out.
+        end = time.monotonic() + _SETTLES_WITHIN
+        while self._is_subscribed and self._log.join_state != "steady" and time.monotonic() < end:
+            if self._trouble.since is not None or self._trouble.fatal is not None:
+                break
+            consumer.poll(0.02)
 
     # --- in the thread: receiving
 
@@ -315,9 +335,9 @@ class Reader:
             self._room.clear()
 
     def _has_room(self) -> bool:
-        is_full = self._queued >= _MOST_QUEUED or self._queued_bytes >= _MOST_QUEUED_BYTES
+        is_full = self._queued >= self._most_queued or self._queued_bytes >= _MOST_QUEUED_BYTES
         if self._is_paused:
-            if self._queued > _MOST_QUEUED // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
+            if self._queued > self._most_queued // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
                 return False
             self._is_paused, self._full_since = False, None
             self._pause_or_resume(
@@ -341,8 +361,7 @@ class Reader:
             raise self._error
         if message is None:
             return
-        most = min(_MOST_AT_ONCE, self._plan.max_uncommitted)
-        self._hand_over([message, *self._consumer.consume(most, 0)])
+        self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._most_queued), 0)])
 
     def _hand_over(self, messages: Sequence[Any]) -> None:
         deliveries: list[Delivery] = []
@@ -519,10 +538,14 @@ class Reader:
 def _delivery(message: Any, partition: Partition, offset: int) -> Delivery:
     number = partition.key[1]
     unreadable: str | None = None
+    headers: Any = ()
     try:
-        headers = message.headers() or ()  # once only: after an error the client crashes at the second time
+        # Once only: after an error the client crashes at the second time.
+        found = message.headers()
+        next(_EXHAUSTED, None)  # it may leave an error pending, beside a result that must not be touched
+        headers = found or ()
     except Exception:
-        headers, unreadable = (), "the name of one of its headers is not UTF-8"
+        unreadable = "the name of one of its headers is not UTF-8"
         logger.error(
             "A message from %s (%d:%d) has a header whose name is not UTF-8; its headers cannot be told.",
             partition.key[0],

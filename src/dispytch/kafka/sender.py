@@ -107,11 +107,15 @@ class Sender:
                 self.trouble,
                 topics,
                 timeout,
-                create=self._is_ours,
+                creates="us" if self._is_ours else "broker",
                 is_stopped=lambda: self.is_closed,
             )
         self._known.update(set(topics) - missing.keys())
-        return {name: _missing(name, why, self._settings.address) for name, why in missing.items()}
+        address = self._settings.address
+        return {
+            name: EmitRejectedError(f"the topic {name} of Kafka at {address} cannot be used: {why}")
+            for name, why in missing.items()
+        }
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
@@ -153,7 +157,7 @@ class Sender:
                             topic,
                             value=message.payload,
                             key=key,
-                            headers=list(message.headers),
+                            headers=_headers(message),
                             on_delivery=partial(self._report, batch, number),
                             **more,
                         )
@@ -166,7 +170,7 @@ class Sender:
                         problem = report_error(code, self._settings.address, self.trouble.text, words)
                         if not isinstance(problem, EmitRejectedError):
                             problem = EmitRejectedError(f"the event could not be handed over: {words}")
-                    except (TypeError, ValueError) as error:  # it may quote what it does not like
+                    except (AttributeError, TypeError, ValueError) as error:  # it may quote what it does not like
                         problem = EmitRejectedError(
                             f"the event for {topic} holds what Kafka cannot carry, such as a header's name that is no "
                             f"text ({type(error).__name__})"
@@ -274,6 +278,15 @@ class Sender:
             self._work.set()
 
 
+def _headers(message: Message) -> list[tuple[str, bytes]]:
+    """The headers as the client wants them; a name that cannot be encoded would crash it."""
+    headers = list(message.headers)
+    for name, _ in headers:
+        if not name.isascii():
+            name.encode()
+    return headers
+
+
 def _options(config: KafkaEventConfig, key: bytes | None) -> tuple[bytes | None, dict[str, Any]]:
     more: dict[str, Any] = {}
     if config.partition_key is not None:
@@ -283,11 +296,6 @@ def _options(config: KafkaEventConfig, key: bytes | None) -> tuple[bytes | None,
     if config.timestamp_ms is not None:
         more["timestamp"] = int(config.timestamp_ms)
     return key, more
-
-
-def _missing(topic: str, why: str, address: str) -> DispytchError:
-    advice = f"create it, for instance with `kafka-topics.sh --create --topic {topic}`, or allow the user to"
-    return EmitRejectedError(f"the topic {topic} of Kafka at {address} cannot be used: {why}; {advice}")
 
 
 _senders: weakref.WeakSet[Sender] = weakref.WeakSet()

@@ -31,6 +31,7 @@ _CONNECTING = re.compile(
     r"(security|sasl|ssl|enable\.ssl|enable\.sasl|https|socket|broker|client|connections|reconnect|resolve|api)\..*"
     r"|enable\.ssl\.certificate\.verification|oauth_cb"
 )
+_JOIN_STATE = re.compile(r"changed join state \S+ -> (\S+)")
 _NEEDS_A_SERVICE = ("GSSAPI", "OAUTHBEARER")
 
 _OWN = {
@@ -79,9 +80,19 @@ def import_confluent() -> Any:
 
 
 class LibraryLog:
-    """Takes the place of a logger for librdkafka, which repeats itself many times a second when a broker is away."""
+    """Takes the place of a logger for librdkafka, which repeats itself many times a second when a broker is away.
+
+    Attributes:
+        join_state: Where a consumer is in joining its group, which only the log tells.
+    """
+
+    def __init__(self) -> None:
+        self.join_state: str = "init"
 
     def log(self, level: int, message: str, *args: Any) -> None:
+        if len(args) > 2 and args[0] == "CGRPJOINSTATE":
+            found = _JOIN_STATE.search(str(args[-1]))
+            self.join_state = self.join_state if found is None else found[1]
         logger.debug("librdkafka: " + message, *args)
 
 
@@ -132,12 +143,13 @@ class Settings:
         options = {name: value for name, value in self._options.items() if _CONNECTING.fullmatch(name) is not None}
         return Settings(self.address, {**options, **(more or {})})
 
-    def make(self, kind: str, own: Mapping[str, Any], *, connect: bool = True) -> Any:
+    def make(self, kind: str, own: Mapping[str, Any], *, connect: bool = True, log: LibraryLog | None = None) -> Any:
         """A client of librdkafka: ``"Consumer"``, ``"Producer"`` or ``"AdminClient"``.
 
         Args:
             own: Settings of ours, over those of the user.
             connect: Whether it has addresses to connect to.
+            log: Where its log goes.
 
         Raises:
             ConfigurationError: librdkafka does not take a setting.
@@ -151,7 +163,7 @@ class Settings:
         else:
             made = getattr(confluent, kind)
         try:
-            return made(options, logger=LibraryLog())
+            return made(options, logger=log or LibraryLog())
         except confluent.KafkaException as error:
             text = self.without_secrets(error.args[0].str())
             cause = error if text == error.args[0].str() else None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from dispytch.kafka.settings import Settings, import_confluent
 from dispytch.kafka.trouble import Trouble, reach
@@ -25,15 +25,16 @@ def missing_topics(
     topics: Collection[str],
     seconds: float,
     *,
-    create: bool,
+    creates: Literal["us", "broker"] | None,
     options: Mapping[str, str] | None = None,
     serve: Callable[[], object] = lambda: None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, str]:
-    """Which of some topics there are not, or are not for us, with the reason; creates what is missing.
+    """Which of some topics there are not, or are not for us, with the reason and what to do; creates what is missing.
 
     Args:
-        create: Whether to have them created, with the broker's own numbers of partitions and replicas.
+        creates: Who may create them, with the broker's own numbers of partitions and replicas: a broker may do so by
+            itself when it is asked for one.
         options: Settings of topics that are created.
 
     Raises:
@@ -42,8 +43,8 @@ def missing_topics(
     end = time.monotonic() + seconds
     reasons = _look(client, trouble, topics, end, serve, is_stopped)
     wanted = [name for name, (is_absent, _) in reasons.items() if is_absent]
-    if wanted and create:
-        refused = _create(settings, wanted, end, dict(options or {}))
+    if wanted and creates is not None:
+        refused = _create(settings, wanted, end, dict(options or {})) if creates == "us" else dict.fromkeys(wanted)
         appears = min(end, time.monotonic() + _APPEARS_WITHIN)
         waiting = set(wanted)
         while waiting:
@@ -52,14 +53,19 @@ def missing_topics(
             for name in set(wanted) - waiting:
                 reasons.pop(name, None)
             reasons.update(found)
-            # A broker may create a topic by itself when it is asked for, also where we may not.
             if time.monotonic() >= (appears - _APPEARS_WITHIN + 1 if waiting <= refused.keys() else appears):
                 break
             time.sleep(0.02)
         for name, why in refused.items():
-            if name in reasons:
+            if name in reasons and why is not None:
                 reasons[name] = (True, f"it does not exist, and cannot be created: {why}")
-    return {name: why for name, (_, why) in reasons.items()}
+    return {name: f"{why}; {_advice(name, is_absent)}" for name, (is_absent, why) in reasons.items()}
+
+
+def _advice(topic: str, is_absent: bool) -> str:
+    if is_absent:
+        return f"create it, for instance with `kafka-topics.sh --create --topic {topic}`"
+    return "allow the user what is needed (Describe, and Read or Write)"
 
 
 def _look(
@@ -89,7 +95,7 @@ def _look(
     return found
 
 
-def _create(settings: Settings, topics: Collection[str], end: float, options: dict[str, str]) -> dict[str, str]:
+def _create(settings: Settings, topics: Collection[str], end: float, options: dict[str, str]) -> dict[str, str | None]:
     """Has topics created; why some were not."""
     confluent = import_confluent()
     admin_module: Any = import_module("confluent_kafka.admin")
@@ -102,7 +108,7 @@ def _create(settings: Settings, topics: Collection[str], end: float, options: di
         request_timeout=left,
         operation_timeout=left,
     )
-    refused: dict[str, str] = {}
+    refused: dict[str, str | None] = {}
     for name, future in made.items():
         try:
             future.result(max(end - time.monotonic(), 0.1) + 0.5)

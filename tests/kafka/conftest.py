@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.kafka.helpers import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(kafka_url: str) -> Cluster:
+    """The session's Kafka, to look at it."""
+    return Cluster(kafka_url)
+
+
+@pytest.fixture(scope="session")
+def listeners(cluster: Cluster) -> dict[str, str]:
+    """The addresses of the broker's listeners, by their protocol."""
+    found = cluster.listeners()
+    if "SASL_SSL" not in found:
+        pytest.skip("this Kafka has no listeners for TLS and SASL")
+    return found
+
+
+@pytest.fixture(scope="session")
+def authority(cluster: Cluster) -> str:
+    """The file of the authority that the broker's certificate comes from."""
+    return cluster.settings()["ssl.truststore.location"]
