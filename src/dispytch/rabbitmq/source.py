@@ -206,7 +206,8 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
     elif isinstance(root, ssl.SSLError):
         found = BrokerUnreachableError(
             f"the TLS connection to RabbitMQ at {source.address} failed: "
-            f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority (?cafile=/path), the host name, and that the port is one for TLS"
+            f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority "
+            "(?cafile=/path), the host name, and that the port is one for TLS"
         )
     elif isinstance(root, TimeoutError) or "Timeout" in name:
         found = BrokerUnreachableError(
