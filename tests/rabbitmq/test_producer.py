@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,7 +21,6 @@ from dispytch.errors import (
 )
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
 from dispytch.rabbitmq.producer import Driver
-from tests import brokers
 from tests.rabbitmq.helpers import (
     Names,
     Proxy,
@@ -339,19 +337,6 @@ async def test_stop_waits_for_what_is_under_way(names: Names, driver: Driver | N
         await sender.stop()
     assert sum(isinstance(outcome, Receipt) for outcome in found) == count(names.url, names.queue)
     assert not our_threads()
-
-
-async def test_a_memory_alarm_is_told(rabbitmq_server: str, tmp_path: Path) -> None:
-    settings = {"vm_memory_high_watermark.absolute": "50MB"}
-    with brokers.started(brokers.RabbitMQ(settings), tmp_path) as server:
-        sender = RabbitMQProducer(server.url, mandatory=False)
-        outcomes = []
-        for _ in range(2):
-            outcomes += await sender.send([message("k")], 0.7)
-        assert isinstance(outcomes[0], EmitTimeoutError)  # the broker tells after the first one only
-        assert isinstance(outcomes[1], EmitUnreachableError)
-        assert "blocked publishing" in str(outcomes[1])
-        await sender.stop()
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ class _AioIntake(Intake):
         self._fail(channel_error(None, text, self._address))
 
     def _fail(self, error: BrokerError) -> None:
-        if self.error is None:
+        if self.error is None and not self.ended:
             self.error = error
-        self._waker.wake()
+            self._waker.wake()
 
 
 class AioPikaIntake(_AioIntake):
@@ -169,11 +169,10 @@ class AioPikaIntake(_AioIntake):
             await self._consume(queue, underlay, tags)
 
     async def close(self) -> None:
-        self._fail(BrokerUnreachableError("the consumer is stopped"))
+        self.ended = True
         connection, self._connection = self._connection, None
         if connection is not None:
             await close_quietly(connection)
-        self.ended = True
 
 
 class QueuesIntake(_AioIntake):
@@ -199,7 +198,7 @@ class QueuesIntake(_AioIntake):
                 raise kind(f"the channel of the queue {name!r} cannot be used: {error}") from error
 
     async def close(self) -> None:
-        self._fail(BrokerUnreachableError("the consumer is stopped"))
+        self.ended = True
         for one in self._consumed:
             one.underlay.closing.remove_done_callback(self._closed)
             if one.underlay.is_closed:
@@ -208,7 +207,6 @@ class QueuesIntake(_AioIntake):
                 if one.consumer_tag:
                     await one.underlay.basic_cancel(one.consumer_tag)
                 await self._tell(one, [], [tag for owner, tag in self._open_tags() if owner is one])
-        self.ended = True
 
     def _open_tags(self) -> list[tuple[_Consumed, int]]:
         return [(one, tag) for one in self._consumed for tag in one.tags.open()]

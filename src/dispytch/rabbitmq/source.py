@@ -198,7 +198,7 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
             f"RabbitMQ at {source.address} refused the user name or the password; check both (a user 'guest' may come "
             "from the broker's own machine only)"
         )
-    elif "AccessDenied" in name or "NOT_ALLOWED" in text:
+    elif "AccessDenied" in name or "NOT_ALLOWED" in text or "OpenOk" in text:  # as aiormq puts it
         found = BrokerError(
             f"RabbitMQ at {source.address} has no virtual host {source.vhost!r} for this user; check the URL's path "
             "and the user's permissions"
@@ -209,7 +209,7 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
             f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority "
             "(?cafile=/path), the host name, and that the port is one for TLS"
         )
-    elif isinstance(root, TimeoutError) or "Timeout" in name:
+    elif isinstance(root, TimeoutError) or "Timeout" in name + text:
         found = BrokerUnreachableError(
             f"RabbitMQ at {source.address} did not answer within {source.connect_timeout:g} s; check the address, and "
             "that the server is running"
