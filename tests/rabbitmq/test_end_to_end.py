@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import pika  # type: ignore[import-untyped]  # it has no stubs
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter, consumer_from_url, producer_from_url
@@ -131,6 +133,34 @@ async def test_failures_end_in_the_dead_letter_queue_which_can_be_read(names: Na
     assert meta.dead_letter.attempts == 2
     assert meta.dead_letter.source == "orders.1.paid"
     assert count(names.url, dead) == count(names.url, names.queue) == 0
+
+
+@pytest.mark.parametrize("poison", [struct.pack(">cQ", b"T", 2**63 - 1), struct.pack(">cQ", b"T", 253_402_300_800)])
+async def test_headers_that_the_client_cannot_read(
+    names: Names, poison: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, seen = f"{names.queue}.dead", []
+    dispatcher = dispatcher_of(names)
+
+    @dispatcher.handler(topic="k")
+    async def on_any(event: Event[int]) -> None:
+        seen.append(event.body)
+
+    def encode(pieces: list[bytes], value: object) -> int:
+        pieces.append(poison)
+        return len(poison)
+
+    async with dispatcher.lifespan():
+        odd = pika.BasicProperties(content_type="application/json", headers={"h": 1}, message_id="odd")
+        with channel_to(names.url) as channel, monkeypatch.context() as patch:
+            patch.setattr("pika.data.encode_value", encode)
+            channel.basic_publish(names.exchange, "k", b"1", odd)
+        publish(names.url, names.exchange, "k", b"2")
+        await until(lambda: seen == [2])
+        await until(lambda: count(names.url, dead) == 1)
+    ((_, properties, body),) = drain(names.url, dead)
+    assert body == b"1"
+    assert properties.headers["dispytch-dead-position"] == "odd"
 
 
 async def test_a_dead_letter_topic(names: Names, driver: Driver | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dispytch.errors import BrokerError, BrokerUnreachableError
+from dispytch.rabbitmq.frames import connection_type
 from dispytch.rabbitmq.source import Source, closed_error, connect_error, import_pika
 from dispytch.rabbitmq.topology import Refused, Request, Steps
 
@@ -116,8 +117,7 @@ class Wire:
         if self.closing:
             self._loop.stop()
             return
-        pika = import_pika()
-        self.connection = pika.SelectConnection(
+        self.connection = connection_type()(
             self.source.pika_parameters("dispytch"),
             on_open_callback=self._opened,
             on_open_error_callback=self._closed,
