@@ -6,7 +6,7 @@ import selectors
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pika  # type: ignore[import-untyped]  # it has no stubs
 
 from dispytch._core.patterns import Pattern
-from dispytch.abc import Delivery, EventRoute, Message, Outcome, Settlement, Subscription
+from dispytch.abc import Delivery, EventRoute, EventSubscription, Message, Outcome, Settlement, Subscription
 from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventRoute, RabbitMQEventSubscription
 from tests.support import unique
 
@@ -66,7 +66,7 @@ def message(key: str, payload: bytes = b"{}", *, exchange: str | None = None, id
 
 
 def subscribe(
-    consumer: RabbitMQConsumer, declared: RabbitMQEventSubscription | EventRoute, *letters: EventRoute
+    consumer: RabbitMQConsumer, declared: EventSubscription | EventRoute, *letters: EventRoute
 ) -> Subscription:
     own = consumer.subscription_for(declared)
     assert isinstance(own, RabbitMQEventSubscription)
@@ -210,7 +210,7 @@ class Names:
         self.more.append(name := unique("queue"))
         return name
 
-    def bind(self, key: str = "#", queue: str | None = None, **arguments: Any) -> None:
+    def bind(self, key: str = "#", queue: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         """Makes the exchange, and a queue that is bound to it."""
         with channel_to(self.url) as channel:
             channel.exchange_declare(self.exchange, "topic", durable=True)

@@ -6,6 +6,7 @@ import logging
 import struct
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -208,10 +209,13 @@ async def test_nothing_is_lost_when_the_connection_breaks(
             await anyio.sleep(0.001)
             seen[event.body.number] += 1
 
+        def some_of(cut: int) -> bool:
+            return len(seen) > cut * 300 + 50
+
         async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
             for cut in range(3):
                 await emitter.emit_many([Paid(order=str(n), number=cut * 300 + n) for n in range(300)])
-                await until(lambda cut=cut: len(seen) > cut * 300 + 50)
+                await until(partial(some_of, cut))
                 proxy.cut()
             await until(lambda: len(seen) == 900)
             await dispatcher.idle()  # what came twice is handled too

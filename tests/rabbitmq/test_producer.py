@@ -156,7 +156,7 @@ async def test_many_tasks_at_once(names: Names, driver: Driver | None) -> None:
 
 
 async def test_a_full_queue_refuses(names: Names, driver: Driver | None) -> None:
-    names.bind(**{"x-max-length": 2, "x-overflow": "reject-publish"})
+    names.bind(arguments={"x-max-length": 2, "x-overflow": "reject-publish"})
     sender = producer(names.url, names, driver)
     outcomes = await sender.send([message("k") for _ in range(10)], 10)
     await sender.stop()

@@ -119,7 +119,7 @@ class _AioIntake(Intake):
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
         text = str(error) if error is not None else "the connection broke off"
-        self._fail(channel_error(None, text, self._address))
+        self._fail(channel_error(text, self._address))
 
     def _fail(self, error: BrokerError) -> None:
         if self.error is None and not self.ended:

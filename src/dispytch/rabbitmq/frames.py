@@ -29,8 +29,9 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 def connection_type() -> Any:
     """pika's SelectConnection, with a patient way of reading frames."""
     pika = import_pika()
+    select: Any = pika.SelectConnection
 
-    class Connection(pika.SelectConnection):  # type: ignore[misc]  # pika has no types
+    class Connection(select):  # type: ignore[misc]  # pika has no types
         def _read_frame(self) -> Any:
             try:
                 return super()._read_frame()

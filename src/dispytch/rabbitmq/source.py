@@ -91,7 +91,7 @@ class Source:
         self.heartbeat: int = int(_seconds(options, "heartbeat", _HEARTBEAT, least=0))
         self.connect_timeout: float = _seconds(options, "connection_timeout", _CONNECT_TIMEOUT, least=0.001)
         self._user = unquote(parts.username or "guest")
-        self._password = unquote(parts.password or "guest") if parts.username or parts.password else "guest"
+        self._password = unquote(parts.password or ("" if parts.username else "guest"))
         self._tls = _tls_context(options) if is_tls else None
         if not is_tls and (named := [name for name in _OPTIONS[:4] if name in options]):
             raise ConfigurationError(f"the RabbitMQ URL has {named[0]}=, which is for TLS: begin it with amqps://")
