@@ -69,6 +69,12 @@ async def close_quietly(connection: Any) -> None:
         await connection.close()
 
 
+def _is_lost(connection: Any) -> bool:
+    """Whether it has ended; ``is_closed`` tells only whether somebody closed it."""
+    transport = connection.transport
+    return transport is None or transport.connection.is_closed
+
+
 async def carry_out(connection: Any, steps: Steps) -> None:
     """Carries out requests one after the other, on a channel of their own.
 
@@ -212,7 +218,7 @@ class AioPikaOutlet:
 
     async def _open(self, exchange: str, source: Source) -> Any:
         try:
-            if self._connection is None or self._connection.is_closed:
+            if self._connection is None or _is_lost(self._connection):
                 self._connection = await connect(source, "dispytch publisher")
                 self._channel = None
                 self._known = {""}
@@ -241,6 +247,10 @@ class AioPikaOutlet:
         properties = properties_of(message)
         if "type" in properties:
             properties["message_type"] = properties.pop("type")
+        headers = properties["headers"]
+        properties["headers"] = {
+            name: bytearray(value) if isinstance(value, bytes) else value for name, value in headers.items()
+        }
         try:
             answer = await underlay.basic_publish(
                 message.payload or b"",
@@ -260,6 +270,8 @@ class AioPikaOutlet:
             if await was_cancelled():
                 raise
             batch.lose(index, BrokerUnreachableError(f"the connection to RabbitMQ broke off ({error})"))
+        except (TypeError, ValueError) as error:  # the client could not write it
+            batch.reject(index, f"the event cannot be written as AMQP ({type(error).__name__})", error)
         except client_errors() as error:
             if (word := refused(error)) is not None:
                 self._known.discard(exchange)
@@ -270,8 +282,6 @@ class AioPikaOutlet:
                     batch.lose(index, cause)
             else:
                 batch.lose(index, BrokerUnreachableError(f"the connection to RabbitMQ broke off ({error})"))
-        except (TypeError, ValueError) as error:  # the client could not write it
-            batch.reject(index, f"the event cannot be written as AMQP ({type(error).__name__})", error)
         else:
             if isinstance(answer, aiormq.spec.Basic.Ack):
                 batch.confirm(index)

@@ -57,8 +57,9 @@ class _AioIntake(Intake):
     ranges = True
     """Whether tags may be acknowledged in ranges: nobody else receives on the channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__()
+        self._address = address
         self._consumed: list[_Consumed] = []
 
     async def settle(self, acknowledged: Sequence[Any], released: Sequence[Any]) -> None:
@@ -91,7 +92,7 @@ class _AioIntake(Intake):
         while self.error is None and not self.inbox:
             for one in self._consumed:
                 if one.consumer_tag not in one.underlay.consumers:
-                    self._fail(cancelled_error(one.queue, "its address"))
+                    self._fail(cancelled_error(one.queue, self._address))
             with anyio.move_on_after(_LOOK_EVERY):
                 return await super().read(limit)
         return await super().read(limit)
@@ -118,19 +119,19 @@ class _AioIntake(Intake):
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
         text = str(error) if error is not None else "the connection broke off"
-        self._fail(channel_error(None, text, "its address"))
+        self._fail(channel_error(text, self._address))
 
     def _fail(self, error: BrokerError) -> None:
-        if self.error is None:
+        if self.error is None and not self.ended:
             self.error = error
-        self._waker.wake()
+            self._waker.wake()
 
 
 class AioPikaIntake(_AioIntake):
     """A connection of aio-pika of our own."""
 
     def __init__(self, source: Source, topology: Topology, prefetch: int) -> None:
-        super().__init__()
+        super().__init__(source.address)
         self._source = source
         self._topology = topology
         self._prefetch = prefetch
@@ -168,11 +169,10 @@ class AioPikaIntake(_AioIntake):
             await self._consume(queue, underlay, tags)
 
     async def close(self) -> None:
-        self._fail(BrokerUnreachableError("the consumer is stopped"))
+        self.ended = True
         connection, self._connection = self._connection, None
         if connection is not None:
             await close_quietly(connection)
-        self.ended = True
 
 
 class QueuesIntake(_AioIntake):
@@ -181,7 +181,7 @@ class QueuesIntake(_AioIntake):
     ranges = False
 
     def __init__(self, queues: Mapping[str, Any]) -> None:
-        super().__init__()
+        super().__init__("the connection that was handed in")
         self._queues = queues
 
     async def open(self) -> None:
@@ -198,7 +198,7 @@ class QueuesIntake(_AioIntake):
                 raise kind(f"the channel of the queue {name!r} cannot be used: {error}") from error
 
     async def close(self) -> None:
-        self._fail(BrokerUnreachableError("the consumer is stopped"))
+        self.ended = True
         for one in self._consumed:
             one.underlay.closing.remove_done_callback(self._closed)
             if one.underlay.is_closed:
@@ -207,7 +207,6 @@ class QueuesIntake(_AioIntake):
                 if one.consumer_tag:
                     await one.underlay.basic_cancel(one.consumer_tag)
                 await self._tell(one, [], [tag for owner, tag in self._open_tags() if owner is one])
-        self.ended = True
 
     def _open_tags(self) -> list[tuple[_Consumed, int]]:
         return [(one, tag) for one in self._consumed for tag in one.tags.open()]

@@ -159,6 +159,7 @@ class RabbitMQConsumer(Consumer):
                     "nothing can be bound to the default exchange: its routing keys are the names of queues; give "
                     "exchange='' with the name of a queue, or another exchange"
                 )
+            topic = queue  # literal, so that it also matches where the queue is one for dead letters
         elif pattern is not None:
             check_name(binding_key(pattern), "binding key")
         if queue is None and not self._queues:

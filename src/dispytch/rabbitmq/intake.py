@@ -31,10 +31,8 @@ _PERMANENT = (403, 404, 530)
 """Reply codes that trying again does not mend."""
 
 
-def channel_error(code: int | None, text: str, source_name: str) -> BrokerError:
-    """The consuming channel was closed by the broker."""
-    kind = BrokerError if code in _PERMANENT else BrokerUnreachableError
-    return kind(f"RabbitMQ at {source_name} closed the channel: {text}")
+def channel_error(text: str, address: str) -> BrokerUnreachableError:
+    return BrokerUnreachableError(f"RabbitMQ at {address} closed the channel: {text}")
 
 
 def cancelled_error(queue: str, address: str) -> BrokerUnreachableError:
@@ -151,9 +149,9 @@ class PikaIntake(Intake):
         channel.basic_qos(prefetch_count=self._prefetch, callback=self._consume)
 
     def _consume(self, _: Any) -> None:
-        for queue in self._topology.queues:
+        for number, queue in enumerate(self._topology.queues):
             self._channel.basic_consume(
-                queue, partial(self._deliver, queue), consumer_tag=f"dispytch {queue}"[:255], callback=self._consumed
+                queue, partial(self._deliver, queue), consumer_tag=f"dispytch-{number}", callback=self._consumed
             )
 
     def _consumed(self, _: Any) -> None:
@@ -183,16 +181,18 @@ class PikaIntake(Intake):
             channel.basic_ack(tag)
 
     def _cancelled(self, frame: Any) -> None:
-        queue = str(frame.method.consumer_tag).removeprefix("dispytch ")
-        self._fail(cancelled_error(queue, self._source.address))
+        number = int(frame.method.consumer_tag.removeprefix("dispytch-"))
+        self._fail(cancelled_error(list(self._topology.queues)[number], self._source.address))
 
     def _channel_closed(self, channel: Any, reason: BaseException) -> None:
         self._channel = None
         code, connection = getattr(reason, "reply_code", None), self._wire.connection
         if not self._wire.closing and code is not None and connection is not None and connection.is_open:
             text = getattr(reason, "reply_text", "")
-            error = refusal(code, text, self._source) if code in _PERMANENT and not self._is_open else None
-            self._fail(error or channel_error(code if not self._is_open else None, text, self._source.address))
+            if code in _PERMANENT and not self._is_open:
+                self._fail(refusal(code, text, self._source))
+            else:
+                self._fail(channel_error(text, self._source.address))
 
     def _fail(self, error: BrokerError) -> None:
         if self.error is None:

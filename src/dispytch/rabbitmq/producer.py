@@ -112,7 +112,7 @@ class _Sender(ProducerBase):
         """What publishes in this process."""
         outlet = self._outlet
         if outlet is None or outlet.pid != os.getpid():
-            with _making:  # several threads may come here at once, at first or after a fork
+            with _making:  # several threads may come here at once
                 outlet = self._outlet
                 if outlet is None or outlet.pid != os.getpid():
                     outlet = self._outlet = Outlet(source, self.mandatory)
@@ -140,8 +140,8 @@ class RabbitMQProducer(_Sender, Producer):
     Args:
         connection: ``amqp://user:password@host:5672/vhost``, or ``amqps://`` for TLS with verification. Options are
             ``cafile``, ``certfile``, ``keyfile``, ``no_verify_ssl=1``, ``heartbeat`` and ``connection_timeout`` (both
-            in seconds). Or ready-made exchanges of aio-pika (on asyncio only), one or a list, on which nothing is declared
-            and which are not closed.
+            in seconds). Or ready-made exchanges of aio-pika (on asyncio only), one or a list, on which nothing is
+            declared and which are not closed.
         exchange: Where events go whose routes name none; with ready-made exchanges, the first of them.
         mandatory: Whether an event that no queue takes is an error; otherwise it is confirmed, and gone.
         driver: ``"pika"`` for pika in a thread of its own, ``"aio-pika"`` on asyncio; with ``None`` pika.

@@ -91,7 +91,7 @@ class Source:
         self.heartbeat: int = int(_seconds(options, "heartbeat", _HEARTBEAT, least=0))
         self.connect_timeout: float = _seconds(options, "connection_timeout", _CONNECT_TIMEOUT, least=0.001)
         self._user = unquote(parts.username or "guest")
-        self._password = unquote(parts.password or "guest") if parts.username or parts.password else "guest"
+        self._password = unquote(parts.password or ("" if parts.username else "guest"))
         self._tls = _tls_context(options) if is_tls else None
         if not is_tls and (named := [name for name in _OPTIONS[:4] if name in options]):
             raise ConfigurationError(f"the RabbitMQ URL has {named[0]}=, which is for TLS: begin it with amqps://")
@@ -198,7 +198,7 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
             f"RabbitMQ at {source.address} refused the user name or the password; check both (a user 'guest' may come "
             "from the broker's own machine only)"
         )
-    elif "AccessDenied" in name or "NOT_ALLOWED" in text:
+    elif "AccessDenied" in name or "NOT_ALLOWED" in text or "OpenOk" in text:  # as aiormq puts it
         found = BrokerError(
             f"RabbitMQ at {source.address} has no virtual host {source.vhost!r} for this user; check the URL's path "
             "and the user's permissions"
@@ -206,9 +206,10 @@ def connect_error(error: BaseException, source: Source) -> BrokerError:
     elif isinstance(root, ssl.SSLError):
         found = BrokerUnreachableError(
             f"the TLS connection to RabbitMQ at {source.address} failed: "
-            f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority (?cafile=/path), the host name, and that the port is one for TLS"
+            f"{getattr(root, 'verify_message', '') or root}; check the certificate, the authority "
+            "(?cafile=/path), the host name, and that the port is one for TLS"
         )
-    elif isinstance(root, TimeoutError) or "Timeout" in name:
+    elif isinstance(root, TimeoutError) or "Timeout" in name + text:
         found = BrokerUnreachableError(
             f"RabbitMQ at {source.address} did not answer within {source.connect_timeout:g} s; check the address, and "
             "that the server is running"

@@ -1,4 +1,4 @@
-"""A connection of pika, served by a thread of its own: heartbeats and confirmations need somebody to be there always."""
+"""A connection of pika, served by a thread of its own: heartbeats and confirmations need somebody who is there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dispytch.errors import BrokerError, BrokerUnreachableError
+from dispytch.rabbitmq.frames import connection_type
 from dispytch.rabbitmq.source import Source, closed_error, connect_error, import_pika
 from dispytch.rabbitmq.topology import Refused, Request, Steps
 
@@ -97,7 +98,8 @@ class Wire:
         except Exception as error:  # what pika raises at a malformed frame, for instance
             if self._error is None and not self.closing:
                 self._error = self._problem(error)
-            self._abort()
+            self._give_up()
+            loop.start()
         finally:
             with self._lock:
                 self._ended = True
@@ -115,8 +117,7 @@ class Wire:
         if self.closing:
             self._loop.stop()
             return
-        pika = import_pika()
-        self.connection = pika.SelectConnection(
+        self.connection = connection_type()(
             self.source.pika_parameters("dispytch"),
             on_open_callback=self._opened,
             on_open_error_callback=self._closed,
@@ -159,11 +160,7 @@ class Wire:
             self._give_up()
 
     def _give_up(self) -> None:
-        self._abort()
-        self._loop.stop()
-
-    def _abort(self) -> None:
-        """Lets go of the socket without a word."""
+        """Lets go of the socket without a word, and then of the loop, which the closing of a socket needs."""
         connection, self.connection = self.connection, None
         transport = getattr(connection, "_transport", None)
         workflow = getattr(connection, "_connection_workflow", None)
@@ -174,6 +171,7 @@ class Wire:
                 workflow.abort()
         except Exception as error:  # it is being thrown away
             logger.debug("A broken connection to RabbitMQ at %s was not closed: %r", self.source.address, error)
+        self._loop.add_callback_threadsafe(self._loop.stop)
 
 
 def carry_out(wire: Wire, steps: Steps, done: Callable[[BrokerError | None], None]) -> None:

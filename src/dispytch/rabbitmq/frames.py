@@ -1,0 +1,65 @@
+"""A connection of pika that survives headers which pika cannot read.
+
+pika raises in the middle of its loop at a date after the year 9999. The connection would be gone, the message back in
+its queue, and the next connection gone the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from functools import cache
+from typing import Any
+
+from dispytch.rabbitmq.source import import_pika
+
+__all__ = ["UNREADABLE", "connection_type"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+UNREADABLE = {"ce-specversion": "1.0"}
+"""In place of headers that cannot be read: an event without an id, which is dead-lettered as unreadable."""
+
+_HEADER_FRAME = 2
+_FRAME_START, _FIXED = 7, 12
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
+
+
+@cache
+def connection_type() -> Any:
+    """pika's SelectConnection, with a patient way of reading frames."""
+    pika = import_pika()
+    select: Any = pika.SelectConnection
+
+    class Connection(select):  # type: ignore[misc]  # pika has no types
+        def _read_frame(self) -> Any:
+            try:
+                return super()._read_frame()
+            except Exception:
+                buffer = self._frame_buffer
+                if len(buffer) < _FRAME_START or buffer[0] != _HEADER_FRAME:
+                    raise
+                _, channel, size = struct.unpack_from(">BHL", buffer)
+                frame = _without_headers(pika, channel, buffer[_FRAME_START : _FRAME_START + size])
+                logger.warning("A message has headers that pika cannot read, so it is taken for one without an id.")
+                return _FRAME_START + size + 1, frame
+
+    return Connection
+
+
+def _without_headers(pika: Any, channel: int, data: bytes) -> Any:
+    """A header frame, from its data less the table of headers, which comes third of the properties."""
+    _, _, body_size, flags = struct.unpack_from(">HHQH", data)
+    if not flags & _HEADERS:
+        raise ValueError("the header frame is malformed elsewhere")
+    position = _FIXED + 2
+    for flag in (_CONTENT_TYPE, _CONTENT_ENCODING):
+        if flags & flag:
+            position += 1 + data[position]
+    (length,) = struct.unpack_from(">L", data, position)
+    properties = pika.BasicProperties()
+    properties.decode(
+        struct.pack(">H", flags & ~_HEADERS) + data[_FIXED + 2 : position] + data[position + 4 + length :]
+    )
+    properties.headers = UNREADABLE
+    return pika.frame.Header(channel, body_size, properties)

@@ -1,0 +1,225 @@
+"""What the tests of the RabbitMQ transport share."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pika  # type: ignore[import-untyped]  # it has no stubs
+
+from dispytch._core.patterns import Pattern
+from dispytch.abc import Delivery, EventRoute, EventSubscription, Message, Outcome, Settlement, Subscription
+from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventRoute, RabbitMQEventSubscription
+from tests.support import unique
+
+CANARY = "canary-9f3e"
+
+
+@contextmanager
+def channel_to(url: str) -> Iterator[Any]:
+    """A plain channel, for looking at the broker and for doing what Dispytch would not."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        yield connection.channel()
+
+
+def publish(url: str, exchange: str, key: str, *bodies: bytes, properties: Any = None) -> None:
+    with channel_to(url) as channel:
+        for body in bodies:
+            channel.basic_publish(exchange, key, body, properties)
+
+
+def count(url: str, queue: str) -> int:
+    """How many messages are ready in a queue."""
+    with channel_to(url) as channel:
+        found: int = channel.queue_declare(queue, passive=True).method.message_count
+        return found
+
+
+def drain(url: str, queue: str) -> list[tuple[Any, Any, bytes]]:
+    with channel_to(url) as channel:
+        found = []
+        while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+            found.append(got)
+        return found
+
+
+def exists(url: str, *, queue: str | None = None, exchange: str | None = None) -> bool:
+    with channel_to(url) as channel:
+        try:
+            if queue is not None:
+                channel.queue_declare(queue, passive=True)
+            if exchange is not None:
+                channel.exchange_declare(exchange, passive=True)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+        return True
+
+
+def message(key: str, payload: bytes = b"{}", *, exchange: str | None = None, id: str | None = None) -> Message:
+    return Message(id or unique("id"), RabbitMQEventRoute(key, exchange), payload)
+
+
+def subscribe(
+    consumer: RabbitMQConsumer, declared: EventSubscription | EventRoute, *letters: EventRoute
+) -> Subscription:
+    own = consumer.subscription_for(declared)
+    assert isinstance(own, RabbitMQEventSubscription)
+    return Subscription(Pattern.parse(own.pattern, own.delimiter), own, letters)
+
+
+def ack(*deliveries: Delivery) -> list[Settlement]:
+    return [Settlement(delivery, Outcome.ACK) for delivery in deliveries]
+
+
+def is_trio(anyio_backend: tuple[str, Any]) -> bool:
+    return anyio_backend[0] == "trio"
+
+
+def our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("dispytch rabbitmq")]
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2].partition("/")[0])
+
+
+class Proxy:
+    """A TCP proxy before the broker, whose connections can be cut, or frozen half-open."""
+
+    def __init__(self, url: str) -> None:
+        self._target = ("127.0.0.1", port_of(url))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.url = f"amqp://guest:guest@127.0.0.1:{self._listener.getsockname()[1]}/"
+        self.accepted = 0
+        self.frozen = False
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._ended:
+            with self._lock, selectors.DefaultSelector() as selector:
+                selector.register(self._listener, selectors.EVENT_READ)
+                if not self.frozen:
+                    for one in self._pairs:
+                        selector.register(one, selectors.EVENT_READ)
+                for key, _ in selector.select(0.01):
+                    self._handle(key.fileobj)
+
+    def _handle(self, ready: Any) -> None:
+        if ready is self._listener:
+            client, _ = self._listener.accept()
+            server = socket.create_connection(self._target)
+            client.setblocking(True)
+            self._pairs |= {client: server, server: client}
+            self.accepted += 1
+        elif (other := self._pairs.get(ready)) is not None:
+            try:
+                data = ready.recv(65536)
+                other.sendall(data)
+            except OSError:
+                data = b""
+            if not data:
+                self._close(ready, other)
+
+    def _close(self, *sockets: socket.socket) -> None:
+        for one in sockets:
+            self._pairs.pop(one, None)
+            one.close()
+
+    def cut(self) -> None:
+        """Closes all connections."""
+        with self._lock:
+            for one in list(self._pairs):
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            self._close(*self._pairs)
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join()
+        self.cut()
+        self._listener.close()
+
+
+@contextmanager
+def proxy_to(url: str) -> Iterator[Proxy]:
+    proxy = Proxy(url)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def texts(error: BaseException | None) -> str:
+    """Everything that an error and what it came from say."""
+    found = ""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        one = queue.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        found += f"{one!r} {one} "
+        queue += [one.__cause__, one.__context__]
+    return found
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority of our own, ``ca.pem``, and what it signed for 127.0.0.1: ``server.pem`` and ``server.key``."""
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    for command in (
+        ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Dispytch test authority"],
+        ["req", "-newkey", *key[1:-2], "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1"],
+        [
+            *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "2", "-extfile", "names", "-out", "server.pem"),
+        ],
+    ):
+        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
+
+
+class Names:
+    """An exchange and a queue of a test's own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.exchange = unique("exchange")
+        self.queue = unique("queue")
+        self.more: list[str] = []
+
+    def another_queue(self) -> str:
+        self.more.append(name := unique("queue"))
+        return name
+
+    def bind(self, key: str = "#", queue: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
+        """Makes the exchange, and a queue that is bound to it."""
+        with channel_to(self.url) as channel:
+            channel.exchange_declare(self.exchange, "topic", durable=True)
+            channel.queue_declare(queue or self.queue, durable=True, arguments=arguments)
+            channel.queue_bind(queue or self.queue, self.exchange, key)
+
+    def delete(self) -> None:
+        with channel_to(self.url) as channel:
+            for queue in (self.queue, *self.more):
+                channel.queue_delete(queue)
+                channel.queue_delete(f"{queue}.dead")
+            channel.exchange_delete(self.exchange)
