@@ -147,6 +147,48 @@ async def test_renewing_goes_on_after_a_lost_connection(
     await consumer.stop()
 
 
+@pytest.mark.parametrize("whose", ["own", "other"])
+@pytest.mark.parametrize("dead", [True, False])
+async def test_what_kills_whoever_handles_it_is_given_up(
+    redis_url: str, client: Any, whose: str, dead: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, letters = unique(), unique("dead")
+    ids = fill(client, stream, 5)
+    name = "me" if whose == "own" else "dead"
+    leave_pending(client, stream, name, 5)
+    for id, count in ((ids[1], 120), (ids[2], 98), (ids[4], 100)):
+        client.xclaim(stream, GROUP, name, 0, [id], retrycount=count)
+    consumer = consumer_of(redis_url, consumer="me", claim_idle=0.05)
+    await consumer.start([subscription(stream, letters) if dead else subscription(stream)])
+    found = await take(consumer, 3)
+    assert payloads(found) == [0, 2, 3]
+    await until(lambda: pending(client, stream) == 3)
+    entries = client.xrange(letters)
+    assert [fields[b"data"] for _, fields in entries] == ([b"1", b"4"] if dead else [])
+    assert all(b"never settled" in fields[b"dispytch-dead-error"] for _, fields in entries)
+    assert caplog.text.count("delivered too often") == 2
+    await consumer.stop()
+
+
+async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: Any) -> None:
+    """The commands that the documentation lists."""
+    stream, user = unique(), unique("user")
+    needed = "+xadd +type +xpending +xreadgroup +xautoclaim +xclaim +xack +xgroup"
+    client.execute_command("ACL", "SETUSER", user, "on", ">pass", "-@all", *needed.split(), "~*")
+    fill(client, stream, 5)
+    consumer = consumer_of(redis_url.replace("redis://", f"redis://{user}:pass@"), claim_idle=0.2)
+    await consumer.start([subscription(stream)])
+    found = await take(consumer, 5)
+    assert await consumer.settle(settled(found[:4])) == []
+    start = time.monotonic()
+    with anyio.move_on_after(0.3):
+        await consumer.receive(1)
+    assert time.monotonic() - start < 1.3  # the read ends by itself
+    await consumer.stop()
+    assert HANDED_BACK.decode() in names(client, stream)
+    client.execute_command("ACL", "DELUSER", user)
+
+
 # --- what is handed back
 
 
@@ -237,22 +279,6 @@ async def test_a_name_with_something_pending_is_not_removed(redis_url: str, clie
     await consumer.stop()
     assert names(client, stream) == [group.consumer.decode()]
     assert pending(client, stream) == 2
-
-
-async def test_a_user_who_may_not_run_scripts(redis_url: str, client: Any) -> None:
-    stream, user = unique(), unique("user")
-    client.execute_command("ACL", "SETUSER", user, "on", ">pass", "+@all", "-eval", "-client", "~*")
-    fill(client, stream, 5)
-    consumer = consumer_of(redis_url.replace("redis://", f"redis://{user}:pass@"))
-    await consumer.start([subscription(stream)])
-    assert len(await take(consumer, 5)) == 5
-    start = time.monotonic()
-    with anyio.move_on_after(0.01):
-        await consumer.receive(1)
-    assert time.monotonic() - start < 1  # it ends by itself
-    await consumer.stop()
-    assert len(names(client, stream)) == 2
-    client.execute_command("ACL", "DELUSER", user)
 
 
 # --- groups that vanish
