@@ -225,6 +225,20 @@ async def test_what_is_handed_back_comes_again_to_the_same_consumer(redis_url: s
     await consumer.stop()
 
 
+async def test_what_was_not_asked_for_yet_is_handed_back_too(redis_url: str, client: Any) -> None:
+    stream = unique()
+    fill(client, stream, 10)
+    leave_pending(client, stream, "me", 10)
+    first, second = consumer_of(redis_url, consumer="me"), consumer_of(redis_url)
+    await first.start([subscription(stream)])
+    found = await first.receive(3)
+    assert await first.settle(settled(found, Outcome.RELEASE)) == []
+    await second.start([subscription(stream)])
+    assert payloads(await take(second, 10, seconds=1)) == list(range(10))
+    await second.stop()
+    await first.stop()
+
+
 async def test_a_stop_hands_back(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 1200)

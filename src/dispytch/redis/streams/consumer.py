@@ -191,7 +191,16 @@ class RedisStreamConsumer(Consumer):
         if self._settler is None:
             await anyio.lowlevel.cancel_shielded_checkpoint()
             return []
-        return await self._settler.settle(settlements)
+        waiting: list[Settlement] = []
+        if self._inbox and any(item.outcome is Outcome.RELEASE for item in settlements):
+            # Whoever hands back is about to stop: what it has not asked for yet must not wait for the end of its drain.
+            waiting = [Settlement(delivery, Outcome.RELEASE) for delivery in self._inbox]
+            self._inbox.clear()
+        failed = await self._settler.settle([*settlements, *waiting])
+        for item in {item for item, _ in failed}.intersection(waiting):
+            stream, entry = item.delivery.token
+            stream.held.pop(entry, None)  # nobody tries again; it is claimed when it has been idle for long enough
+        return [found for found in failed if found[0] not in waiting]
 
     async def stop(self) -> None:
         settler, self._settler = self._settler, None
