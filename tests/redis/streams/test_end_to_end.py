@@ -25,7 +25,7 @@ from dispytch.redis import (
     RedisStreamEventSubscription,
     RedisStreamProducer,
 )
-from dispytch.serialization import BareEnvelope, MessagePackDeserializer, MessagePackSerializer
+from dispytch.serialization import BareEnvelope, ClassicEnvelope, MessagePackDeserializer, MessagePackSerializer
 from tests.redis.helpers import client_of, reader_threads, unique, until
 from tests.redis.streams.helpers import GROUP, consumer_of, fill, names, pending
 
@@ -249,6 +249,29 @@ async def test_foreign_entries(redis_url: str, client: Any) -> None:
         {"its": 1},
     ]
     assert [id for _, id, _ in handled] == [*(id.decode() for id in ids[:4]), "x", "own"]
+
+
+async def test_foreign_entries_in_other_envelopes(redis_url: str, client: Any) -> None:
+    """Fields are fields, whatever the codec and the envelope."""
+    topic = unique()
+    handled: list[Any] = []
+    codec = MessagePackDeserializer()
+    bare = EventDispatcher(consumer_of(redis_url, group_id="bare"), codec, envelope=BareEnvelope(type_field="kind"))
+    classic = EventDispatcher(consumer_of(redis_url, group_id="classic"), codec, envelope=ClassicEnvelope())
+
+    @bare.handler(topic=topic, event="reading")
+    async def of_bare(event: Event[dict[str, str]]) -> None:
+        handled.append(event.body)
+
+    @classic.handler(topic=topic, event="reading")
+    async def of_classic(event: Event[str]) -> None:
+        handled.append((event.meta.id, event.body))
+
+    client.xadd(topic, {"kind": "reading", "type": "reading", "id": "7", "body": "text"})
+    async with bare.lifespan(), classic.lifespan():
+        await until(lambda: len(handled) == 2)
+    assert {"kind": "reading", "type": "reading", "id": "7", "body": "text"} in handled
+    assert ("7", "text") in handled
 
 
 async def test_a_foreign_entry_fits_a_model(redis_url: str, client: Any) -> None:
