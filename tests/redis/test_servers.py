@@ -72,12 +72,12 @@ class Certificates:
 
     def _make(self, name: str, subject: str, extension: str | None = None, *, sign: bool = True) -> Path:
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        signed = ["-CA", self.folder / "authority.pem", "-CAkey", self.folder / "authority.key"] if sign else []
+        signed = ["-CA", f"{self.folder}/authority.pem", "-CAkey", f"{self.folder}/authority.key"] if sign else []
         extensions = ["-addext", extension] if extension else []
         subprocess.run(
             [
                 *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject),
-                *("-keyout", key, "-out", certificate, *extensions, *signed),
+                *("-keyout", str(key), "-out", str(certificate), *extensions, *signed),
             ],
             check=True,
             capture_output=True,
@@ -147,7 +147,7 @@ def numbered(topic: str) -> Any:
 
 
 def dispatcher_for(url: str, topic: str, handled: list[int], kind: Any = EventDispatcher) -> Any:
-    dispatcher = kind(consumer_from_url(url, "group"))
+    dispatcher: EventDispatcher = kind(consumer_from_url(url, "group"))
 
     @dispatcher.handler(topic=topic)
     async def handle(event: Event[Any]) -> None:

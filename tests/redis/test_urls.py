@@ -110,9 +110,10 @@ import sys
 sys.modules[{absent!r}] = None
 from dispytch import producer_from_url
 from dispytch.errors import MissingExtraError
-from dispytch.redis import RedisConsumer, RedisEventRoute, RedisProducer
+from dispytch.redis import RedisConsumer, RedisEventRoute, RedisProducer, RedisStreamConsumer, RedisStreamProducer
 RedisEventRoute("x")
-for make in (RedisProducer, RedisConsumer, producer_from_url):
+stream_consumer = lambda url: RedisStreamConsumer(url, group_id="group")
+for make in (RedisProducer, RedisConsumer, RedisStreamProducer, stream_consumer, producer_from_url):
     try:
         make("redis://localhost")
     except MissingExtraError as error:

@@ -421,6 +421,28 @@ async def test_a_connection_that_died_half_way(monkeypatch: pytest.MonkeyPatch, 
     assert reader_threads() == []
 
 
+async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(
+    redis_url: str, client: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.01)
+    stream = unique()
+    consumer = consumer_of(redis_url, driver=driver)
+    await consumer.start([subscription(stream)])
+    found: list[Any] = []
+
+    async def receive() -> None:
+        found.extend(await consumer.receive(10))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(receive)
+        await until(lambda: consumer._reader is not None and consumer._reader._understand is not None)
+        await anyio.sleep(0.02)
+        time.sleep(0.7)  # noqa: ASYNC251 - that is the point
+        fill(client, stream, 1)
+    assert payloads(found) == [0]
+    await consumer.stop()
+
+
 async def test_a_cancelled_start_leaves_nothing() -> None:
     with fake_server(lambda command: None) as server:
         consumer = consumer_of(server.url)

@@ -25,7 +25,7 @@ from dispytch.redis import (
     RedisStreamEventSubscription,
     RedisStreamProducer,
 )
-from dispytch.serialization import BareEnvelope, MessagePackDeserializer, MessagePackSerializer
+from dispytch.serialization import BareEnvelope, ClassicEnvelope, MessagePackDeserializer, MessagePackSerializer
 from tests.redis.helpers import client_of, reader_threads, unique, until
 from tests.redis.streams.helpers import GROUP, consumer_of, fill, names, pending
 
@@ -251,6 +251,29 @@ async def test_foreign_entries(redis_url: str, client: Any) -> None:
     assert [id for _, id, _ in handled] == [*(id.decode() for id in ids[:4]), "x", "own"]
 
 
+async def test_foreign_entries_in_other_envelopes(redis_url: str, client: Any) -> None:
+    """Fields are fields, whatever the codec and the envelope."""
+    topic = unique()
+    handled: list[Any] = []
+    codec = MessagePackDeserializer()
+    bare = EventDispatcher(consumer_of(redis_url, group_id="bare"), codec, envelope=BareEnvelope(type_field="kind"))
+    classic = EventDispatcher(consumer_of(redis_url, group_id="classic"), codec, envelope=ClassicEnvelope())
+
+    @bare.handler(topic=topic, event="reading")
+    async def of_bare(event: Event[dict[str, str]]) -> None:
+        handled.append(event.body)
+
+    @classic.handler(topic=topic, event="reading")
+    async def of_classic(event: Event[str]) -> None:
+        handled.append((event.meta.id, event.body))
+
+    client.xadd(topic, {"kind": "reading", "type": "reading", "id": "7", "body": "text"})
+    async with bare.lifespan(), classic.lifespan():
+        await until(lambda: len(handled) == 2)
+    assert {"kind": "reading", "type": "reading", "id": "7", "body": "text"} in handled
+    assert ("7", "text") in handled
+
+
 async def test_a_foreign_entry_fits_a_model(redis_url: str, client: Any) -> None:
     topic = unique()
     handled: list[Body] = []
@@ -440,7 +463,7 @@ from dispytch import Event, EventDispatcher
 from dispytch.redis import RedisStreamConsumer
 
 url, topic, backend = sys.argv[1:]
-dispatcher = EventDispatcher(RedisStreamConsumer(url, group_id="group", claim_idle=1), concurrency=10)
+dispatcher = EventDispatcher(RedisStreamConsumer(url, group_id="group", claim_idle=0.5), concurrency=10)
 
 @dispatcher.handler(topic=topic)
 async def handle(event: Event[int]) -> None:
@@ -451,7 +474,8 @@ dispatcher.run(backend=backend)
 """
 
 
-async def test_killed_consumers(redis_url: str, client: Any, anyio_backend: tuple[str, Any]) -> None:
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_killed_consumers(redis_url: str, client: Any, backend: str) -> None:
     topic = unique()
     count = 1000
     fill(client, topic, count)
@@ -459,7 +483,7 @@ async def test_killed_consumers(redis_url: str, client: Any, anyio_backend: tupl
 
     def run(least: int) -> None:
         with subprocess.Popen(
-            [sys.executable, "-c", _MEMBER, redis_url, topic, anyio_backend[0]], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _MEMBER, redis_url, topic, backend], stdout=subprocess.PIPE, text=True
         ) as member:
             assert member.stdout is not None
             for new, line in enumerate(member.stdout, 1):
@@ -470,7 +494,7 @@ async def test_killed_consumers(redis_url: str, client: Any, anyio_backend: tupl
                     member.terminate()
 
     for least in (200, 200, 200, 0):
-        await anyio.to_thread.run_sync(run, least)
+        run(least)
     assert len(handled) == count
     assert sum(handled.values()) <= count + 3 * 20
     assert pending(client, topic) == 0

@@ -67,14 +67,14 @@ async def test_entries_behind_many_that_are_in_other_hands(
     redis_url: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = unique()
-    ids = fill(client, stream, 600)
-    leave_pending(client, stream, "busy", 600)
+    ids = fill(client, stream, 250)
+    leave_pending(client, stream, "busy", 250)
     consumer = consumer_of(redis_url, claim_idle=3600)
     await consumer.start([subscription(stream)])
     with anyio.move_on_after(0.2):
         await consumer.receive(3)
     client.xclaim(stream, GROUP, "dead", 0, ids[-2:], idle=3_700_000)
-    assert payloads(await take(consumer, 2, limit=3, seconds=5)) == [598, 599]
+    assert payloads(await take(consumer, 2, limit=3, seconds=5)) == [248, 249]
     await consumer.stop()
 
 
@@ -102,7 +102,7 @@ async def test_what_is_being_handled_is_not_claimed(redis_url: str, client: Any)
     await first.start([subscription(stream)])
     found = await take(first, 3)
     await second.start([subscription(stream)])
-    await nothing_comes(second, 1.5)
+    await nothing_comes(second, 0.9)
     assert await first.settle(settled(found)) == []
     assert pending(client, stream) == 0
     await first.stop()
@@ -116,7 +116,7 @@ async def test_a_handler_that_blocks_the_loop_keeps_its_event(redis_url: str, cl
     await consumer.start([subscription(stream)])
     await take(consumer, 1)
     longest = 0
-    end = time.monotonic() + 1.2
+    end = time.monotonic() + 0.8
     while time.monotonic() < end:
         (entry,) = client.xpending_range(stream, GROUP, "-", "+", 10)
         longest = max(longest, entry["time_since_delivered"])
@@ -145,6 +145,48 @@ async def test_renewing_goes_on_after_a_lost_connection(
     await until(lambda: "could not be renewed" in caplog.text)
     await until(renewals)
     await consumer.stop()
+
+
+@pytest.mark.parametrize("whose", ["own", "other"])
+@pytest.mark.parametrize("dead", [True, False])
+async def test_what_kills_whoever_handles_it_is_given_up(
+    redis_url: str, client: Any, whose: str, dead: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, letters = unique(), unique("dead")
+    ids = fill(client, stream, 5)
+    name = "me" if whose == "own" else "dead"
+    leave_pending(client, stream, name, 5)
+    for id, count in ((ids[1], 120), (ids[2], 98), (ids[4], 100)):
+        client.xclaim(stream, GROUP, name, 0, [id], retrycount=count)
+    consumer = consumer_of(redis_url, consumer="me", claim_idle=0.05)
+    await consumer.start([subscription(stream, letters) if dead else subscription(stream)])
+    found = await take(consumer, 3)
+    assert payloads(found) == [0, 2, 3]
+    await until(lambda: pending(client, stream) == 3)
+    entries = client.xrange(letters)
+    assert [fields[b"data"] for _, fields in entries] == ([b"1", b"4"] if dead else [])
+    assert all(b"never settled" in fields[b"dispytch-dead-error"] for _, fields in entries)
+    assert caplog.text.count("delivered too often") == 2
+    await consumer.stop()
+
+
+async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: Any) -> None:
+    """The commands that the documentation lists."""
+    stream, user = unique(), unique("user")
+    needed = "+xadd +type +xpending +xreadgroup +xautoclaim +xclaim +xack +xgroup"
+    client.execute_command("ACL", "SETUSER", user, "on", ">pass", "-@all", *needed.split(), "~*")
+    fill(client, stream, 5)
+    consumer = consumer_of(redis_url.replace("redis://", f"redis://{user}:pass@"), claim_idle=0.2)
+    await consumer.start([subscription(stream)])
+    found = await take(consumer, 5)
+    assert await consumer.settle(settled(found[:4])) == []
+    start = time.monotonic()
+    with anyio.move_on_after(0.3):
+        await consumer.receive(1)
+    assert time.monotonic() - start < 1.3  # the read ends by itself
+    await consumer.stop()
+    assert HANDED_BACK.decode() in names(client, stream)
+    client.execute_command("ACL", "DELUSER", user)
 
 
 # --- what is handed back
@@ -181,6 +223,20 @@ async def test_what_is_handed_back_comes_again_to_the_same_consumer(redis_url: s
         assert payloads(found) == [0, 1, 2]
         assert await consumer.settle(settled(found, Outcome.RELEASE)) == []
     await consumer.stop()
+
+
+async def test_what_was_not_asked_for_yet_is_handed_back_too(redis_url: str, client: Any) -> None:
+    stream = unique()
+    fill(client, stream, 10)
+    leave_pending(client, stream, "me", 10)
+    first, second = consumer_of(redis_url, consumer="me"), consumer_of(redis_url)
+    await first.start([subscription(stream)])
+    found = await first.receive(3)
+    assert await first.settle(settled(found, Outcome.RELEASE)) == []
+    await second.start([subscription(stream)])
+    assert payloads(await take(second, 10, seconds=1)) == list(range(10))
+    await second.stop()
+    await first.stop()
 
 
 async def test_a_stop_hands_back(redis_url: str, client: Any) -> None:
@@ -222,6 +278,7 @@ async def test_a_hand_back_in_the_middle_of_a_renewal(
         group.start_soon(consumer.settle, settled(found, Outcome.RELEASE))
         await anyio.sleep(0.05)
         go_on.set()
+    await until(lambda: not keeper.is_renewing)
     (entry,) = client.xpending_range(stream, GROUP, "-", "+", 10)
     assert entry["consumer"] == HANDED_BACK
     await consumer.stop()
@@ -237,22 +294,6 @@ async def test_a_name_with_something_pending_is_not_removed(redis_url: str, clie
     await consumer.stop()
     assert names(client, stream) == [group.consumer.decode()]
     assert pending(client, stream) == 2
-
-
-async def test_a_user_who_may_not_run_scripts(redis_url: str, client: Any) -> None:
-    stream, user = unique(), unique("user")
-    client.execute_command("ACL", "SETUSER", user, "on", ">pass", "+@all", "-eval", "-client", "~*")
-    fill(client, stream, 5)
-    consumer = consumer_of(redis_url.replace("redis://", f"redis://{user}:pass@"))
-    await consumer.start([subscription(stream)])
-    assert len(await take(consumer, 5)) == 5
-    start = time.monotonic()
-    with anyio.move_on_after(0.01):
-        await consumer.receive(1)
-    assert time.monotonic() - start < 1  # it ends by itself
-    await consumer.stop()
-    assert len(names(client, stream)) == 2
-    client.execute_command("ACL", "DELUSER", user)
 
 
 # --- groups that vanish
@@ -292,7 +333,9 @@ async def test_a_late_group_that_vanishes_does_not_begin_at_the_start(redis_url:
     await consumer.start([subscription(stream)])
     client.xgroup_destroy(stream, GROUP)
     client.xadd(stream, {"data": "3"})
-    assert payloads(await take(consumer, 1)) == [3]
+    found = await take(consumer, 1)
+    assert payloads(found) == [3]
+    await consumer.settle(settled(found))
     client.xgroup_destroy(stream, GROUP)
     client.xadd(stream, {"data": "4"})
     assert payloads(await take(consumer, 1)) == [4]
@@ -307,10 +350,10 @@ async def test_no_hot_loop_where_a_group_never_stays() -> None:
         consumer = consumer_of(server.url)
         await consumer.start([subscription("x")])
         start = time.monotonic()
-        with anyio.move_on_after(1):
+        with anyio.move_on_after(0.5):
             await consumer.receive(1)
-        assert time.monotonic() - start < 1.3
-        assert 2 <= len(server.named(b"XREADGROUP")) < 15
+        assert time.monotonic() - start < 0.8
+        assert 2 <= len(server.named(b"XREADGROUP")) < 12
         await consumer.stop()
 
 

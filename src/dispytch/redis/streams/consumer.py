@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from dispytch._bridge import running_backend
 from dispytch._core.patterns import Pattern
-from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Settlement, Subscription
+from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Outcome, Settlement, Subscription
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.redis.streams.control import Control
 from dispytch.redis.streams.groups import Group, Stream, is_error, refusal
@@ -23,7 +23,7 @@ from dispytch.redis.streams.keeper import Keeper
 from dispytch.redis.streams.producer import FEATURES, RedisStreamProducer, stream_source
 from dispytch.redis.streams.reading import Reader
 from dispytch.redis.streams.routes import TRANSPORT, RedisStreamEventRoute
-from dispytch.redis.streams.settling import Settler
+from dispytch.redis.streams.settling import Settler, crash_letters
 from dispytch.redis.streams.wires import AsyncioWire, ThreadWire, Wire, packed
 
 __all__ = ["RedisStreamConsumer"]
@@ -172,6 +172,8 @@ class RedisStreamConsumer(Consumer):
                 raise ConfigurationError("the consumer has no subscriptions; call start() with some")
             try:
                 await reader.fill(limit)
+                if reader.worn:
+                    await self._bury(reader)
             except BrokerError:
                 await self._close_reader()
                 raise
@@ -189,7 +191,16 @@ class RedisStreamConsumer(Consumer):
         if self._settler is None:
             await anyio.lowlevel.cancel_shielded_checkpoint()
             return []
-        return await self._settler.settle(settlements)
+        waiting: list[Settlement] = []
+        if self._inbox and any(item.outcome is Outcome.RELEASE for item in settlements):
+            # Whoever hands back is about to stop: what it has not asked for yet must not wait for the end of its drain.
+            waiting = [Settlement(delivery, Outcome.RELEASE) for delivery in self._inbox]
+            self._inbox.clear()
+        failed = await self._settler.settle([*settlements, *waiting])
+        for item in {item for item, _ in failed}.intersection(waiting):
+            stream, entry = item.delivery.token
+            stream.held.pop(entry, None)  # nobody tries again; it is claimed when it has been idle for long enough
+        return [found for found in failed if found[0] not in waiting]
 
     async def stop(self) -> None:
         settler, self._settler = self._settler, None
@@ -223,6 +234,28 @@ class RedisStreamConsumer(Consumer):
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None
+
+    async def _bury(self, reader: Reader) -> None:
+        """Dead-letters what came too often, without another try."""
+        settler, worn, reader.worn = self._settler, reader.worn, []
+        if settler is None:
+            return
+        settlements: list[Settlement] = []
+        for delivery in worn:
+            named = [item for item in self._subscriptions if item.pattern.source == delivery.source]
+            routes = dict.fromkeys(route for item in named for route in item.dead_letters)
+            logger.error(
+                "The event %s of %s was delivered too often without being settled, and is %s: its handling seems to "
+                "end the process.",
+                delivery.position,
+                delivery.source,
+                "dead-lettered" if routes else "dropped",
+            )
+            letters = crash_letters(delivery, list(routes))
+            settlements.append(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
+        with anyio.CancelScope(shield=True):
+            failed = await settler.settle(settlements)
+        reader.worn += [item.delivery for item, _ in failed]
 
     async def _leave(self, settler: Settler) -> None:
         try:

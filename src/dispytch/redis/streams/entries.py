@@ -61,12 +61,12 @@ def _pack(message: Message) -> bytes:
         parts.append(b"$6\r\nMAXLEN\r\n$1\r\n~\r\n$%d\r\n%b\r\n" % (len(limit), limit))
         words += 3
     parts.append(b"$1\r\n*\r\n")
-    has_key = message.key is None
+    lacks_key = message.key is not None
     for name, value in message.headers:
         parts += (_bulks[name], b"$%d\r\n%b\r\n" % (len(value), value))
-        has_key = has_key or name == _KEY
+        lacks_key = lacks_key and name != _KEY
     words += 2 * len(message.headers)
-    if not has_key and message.key is not None:  # some envelopes have no place for it
+    if lacks_key and message.key is not None:  # some envelopes have no place for it
         parts += (_bulks[_KEY], b"$%d\r\n%b\r\n" % (len(message.key), message.key))
         words += 2
     if payload is not None:

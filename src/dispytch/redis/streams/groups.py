@@ -53,6 +53,10 @@ def refusal(reply: Any, address: str, what: str) -> BrokerError:
     return kind(f"Redis at {address} refused to {what}: {with_advice(text)}")
 
 
+def _position(id: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in id.split(b"-"))
+
+
 class Stream:
     """One stream, with the entries of it that are in this process.
 
@@ -120,6 +124,11 @@ class Group:
     def state(self, stream: Stream) -> bytes:
         """A look at the group that changes nothing."""
         return packed("XPENDING", stream.key, self.key)
+
+    def deliveries(self, stream: Stream, ids: Sequence[bytes]) -> bytes:
+        """How often these, which are pending with us, were delivered."""
+        first, last = (sorted(ids, key=_position)[end] for end in (0, -1))
+        return packed("XPENDING", stream.key, self.key, first, last, len(stream.held) + len(ids), self.consumer)
 
     def create(self, stream: Stream) -> bytes:
         return packed("XGROUP", "CREATE", stream.key, self.key, stream.origin, "MKSTREAM")

@@ -68,11 +68,13 @@ class Keeper:
         try:
             while not self._stopping.wait(pause * (0.9 + random.random() / 10)):  # noqa: S311 - no secret
                 now = time.monotonic()
+                doing = "renewed, so that others may claim what is being handled"
                 try:
                     if now >= next_renewal - pause / 2:
                         self._renew(now)
                         next_renewal = now + self._period
                     if self._trim and now >= self._next_trim:
+                        doing = "trimmed"
                         self._next_trim = now + _TRIM_EVERY * (0.75 + random.random() / 2)  # noqa: S311 - no secret
                         for stream in list(self._group.streams.values()):
                             self._trim_acknowledged(stream)
@@ -81,12 +83,7 @@ class Keeper:
                     self._disconnect()
                     if not self._troubled and not self._stopping.is_set():
                         self._troubled = True
-                        logger.warning(
-                            "What is being handled could not be renewed at Redis (%s), and is tried again; others may "
-                            "claim it after %g s.",
-                            error,
-                            self._group.claim_idle,
-                        )
+                        logger.warning("Entries could not be %s; it is tried again: %s", doing, error)
         finally:
             self._disconnect()
             self._ended = True
@@ -109,20 +106,26 @@ class Keeper:
     def _trim_acknowledged(self, stream: Stream) -> None:
         """Removes what lies before the first entry that some group has not been given, or has not acknowledged."""
         (groups,) = self._call(packed("XINFO", "GROUPS", stream.key))
-        if is_error(groups) or not groups:
-            return  # no such stream
+        if not is_error(groups):
+            self._trim_below(stream, groups)
+        elif "no such key" not in str(groups):
+            raise refusal(groups, self._source.address, f"show the groups of {stream.name}")
+
+    def _trim_below(self, stream: Stream, groups: list[list[Any]]) -> None:
         found = [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in groups]
         # In this order: what a group is given after the first look is behind the place that the first look found.
         pending = self._call(*(packed("XPENDING", stream.key, group[b"name"]) for group in found))
         limits: list[tuple[int, int]] = []
         for group, summary in zip(found, pending, strict=True):
             if is_error(summary):
-                return
+                return  # the group has gone meanwhile
             time_part, _, number = group[b"last-delivered-id"].partition(b"-")
             limits.append((int(time_part), min(int(number) + 1, _LAST_NUMBER)))
             if summary[0]:
                 time_part, _, number = summary[1].partition(b"-")
                 limits.append((int(time_part), int(number)))
+        if not limits:
+            return
         time_part, number = min(limits)
         (reply,) = self._call(packed("XTRIM", stream.key, "MINID", f"{time_part}-{number}"))
         if is_error(reply):

@@ -39,6 +39,7 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 _UNBLOCK_TIMEOUT = 2.0
 _UNBLOCK_AGAIN = 0.05
+_MOST_DELIVERIES = 100
 _START, _NEW = b"0", b">"
 _ROUND = b"0-0"
 
@@ -49,12 +50,17 @@ class Reader:
     Args:
         inbox: Where the deliveries go.
         declare: Whether groups that are not there are made.
+
+    Attributes:
+        worn: Deliveries that are not in the inbox, since they came too often: whoever handles them seems to die of it.
     """
 
     def __init__(self, wire: Wire, group: Group, inbox: deque[Delivery], address: str, *, declare: bool) -> None:
         self._wire = wire
         self._group = group
         self._inbox = inbox
+        self.worn: list[Delivery] = []
+        self._inherited: dict[Stream, list[bytes]] = {}
         self._address = address
         self._declares = declare
         self._id: int | None = None
@@ -101,6 +107,7 @@ class Reader:
         elif self._behind:
             self._ask(self._understand_page, self._group.read(self._behind.items(), _PAGE))
             await self._answer()
+            await self._weigh()
         elif (left := self._next_look - time.monotonic()) <= 0:
             await self._look(limit)
         else:
@@ -142,6 +149,15 @@ class Reader:
         streams = list(cursors)
         self._ask(lambda replies: self._understand_look(streams, replies), *looks)
         await self._answer()
+        await self._weigh()
+
+    async def _weigh(self) -> None:
+        """Looks how often those have come that others, or a process before this one, have had."""
+        inherited, self._inherited = self._inherited, {}
+        if inherited:
+            looks = [self._group.deliveries(stream, ids) for stream, ids in inherited.items()]
+            self._ask(lambda replies: self._understand_deliveries(inherited, replies), *looks)
+            await self._answer()
 
     async def _read(self, limit: int, seconds: float) -> None:
         streams = list(self._group.streams.values())
@@ -165,7 +181,7 @@ class Reader:
             entries = found.get(stream)
             if entries:
                 self._behind[stream] = entries[-1][0]
-                self._take(stream, entries)
+                self._inherit(stream, entries)
             elif not self._vanished:
                 del self._behind[stream]
 
@@ -178,7 +194,7 @@ class Reader:
             cursor, entries, *deleted = reply
             if cursor != _ROUND:
                 self._cursors[stream] = cursor
-            self._take(stream, [entry or (b"", None) for entry in entries])
+            self._inherit(stream, [entry or (b"", None) for entry in entries])
             if deleted and deleted[0]:  # Redis 7 has dropped them itself
                 self._tell_gone(stream, len(deleted[0]))
         now = time.monotonic()
@@ -188,6 +204,18 @@ class Reader:
             self._next_look = now + _SOON
         else:
             self._next_look = now + LOOK_EVERY * (0.5 + random.random() / 2)  # noqa: S311 - no secret
+
+    def _understand_deliveries(self, inherited: dict[Stream, list[bytes]], replies: list[Any]) -> None:
+        worn: set[tuple[Stream, bytes]] = set()
+        for (stream, ids), reply in zip(inherited.items(), replies, strict=True):
+            if not self._is_refused(reply):
+                often = {id for id, _, _, count in reply if count >= _MOST_DELIVERIES}
+                worn.update((stream, id) for id in ids if id in often)
+        if worn:
+            self.worn += [delivery for delivery in self._inbox if delivery.token in worn]
+            left = [delivery for delivery in self._inbox if delivery.token not in worn]
+            self._inbox.clear()
+            self._inbox.extend(left)
 
     def _understand_new(self, count: int, replies: list[Any]) -> None:
         self._full = []
@@ -214,6 +242,11 @@ class Reader:
             raise refusal(reply, self._address, f"read {names[:200]}")
         self._vanished = True
         return True
+
+    def _inherit(self, stream: Stream, entries: Sequence[Any]) -> None:
+        if ids := [id for id, fields in entries if fields is not None and id not in stream.held]:
+            self._inherited[stream] = ids
+        self._take(stream, entries)
 
     def _take(self, stream: Stream, entries: Iterable[Any]) -> None:
         held, inbox, name = stream.held, self._inbox, stream.name

@@ -28,6 +28,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _READ_SIZE = 256 * 1024
 _STOP_TIMEOUT = 5.0
+_GRACE = 0.1
+"""Seconds that follow a time-out: if the loop was held up, what has come in time has not been looked at."""
 _NOTHING: Any = object()
 
 
@@ -58,7 +60,6 @@ class Wire(ABC):
     def ask(self, *commands: bytes) -> None:
         """Sends commands; those asked before must have been taken."""
 
-    @abstractmethod
     async def take(self, timeout: float) -> list[Any]:
         """The replies to what was asked, errors among them as hiredis.ReplyError.
 
@@ -67,13 +68,18 @@ class Wire(ABC):
         Raises:
             BrokerUnreachableError: the connection is lost, or nothing came in ``timeout`` seconds.
         """
+        for seconds in (timeout, _GRACE):
+            with anyio.move_on_after(seconds):
+                return await self._replied()
+        raise BrokerUnreachableError(f"Redis at {self._source.address} has not answered for {timeout:g} s")
+
+    @abstractmethod
+    async def _replied(self) -> list[Any]:
+        """The same, whenever they come."""
 
     @abstractmethod
     async def close(self) -> None:
         """Lets go of everything. Idempotent."""
-
-    def _silent(self, timeout: float) -> BrokerUnreachableError:
-        return BrokerUnreachableError(f"Redis at {self._source.address} has not answered for {timeout:g} s")
 
     def _garbled(self, error: BaseException) -> BrokerUnreachableError:
         found = BrokerUnreachableError(
@@ -130,18 +136,15 @@ class AsyncioWire(Wire):
         self._replies.expect(len(commands))
         writer.write(b"".join(commands))
 
-    async def take(self, timeout: float) -> list[Any]:
+    async def _replied(self) -> list[Any]:
         replies = self._replies
         try:
-            with anyio.fail_after(timeout):
-                while not replies.are_all_there:
-                    stream = None if self._connection is None else self._connection._reader
-                    data = b"" if stream is None else await stream.read(_READ_SIZE)
-                    if not data:
-                        raise closed_error(self._source.address)
-                    replies.feed(data)
-        except TimeoutError:
-            raise self._silent(timeout) from None
+            while not replies.are_all_there:
+                stream = None if self._connection is None else self._connection._reader
+                data = b"" if stream is None else await stream.read(_READ_SIZE)
+                if not data:
+                    raise closed_error(self._source.address)
+                replies.feed(data)
         except OSError as error:
             raise closed_error(self._source.address) from error
         except replies.protocol_error as error:
@@ -191,15 +194,11 @@ class ThreadWire(Wire):
     def ask(self, *commands: bytes) -> None:
         self._asked.put((b"".join(commands), len(commands)))
 
-    async def take(self, timeout: float) -> list[Any]:
-        try:
-            with anyio.fail_after(timeout):
-                while not self._taken:
-                    if self._ended:
-                        self._raise()
-                    await self._waker.wait()
-        except TimeoutError:
-            raise self._silent(timeout) from None
+    async def _replied(self) -> list[Any]:
+        while not self._taken:
+            if self._ended:
+                self._raise()
+            await self._waker.wait()
         return self._taken.pop(0)
 
     async def close(self) -> None:
