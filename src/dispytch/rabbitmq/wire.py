@@ -56,6 +56,9 @@ class Wire:
         self._scheduled = False
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"dispytch {name}", daemon=True)
+
+    def start(self) -> None:
+        """Connects; once whoever made it has it at hand, since the thread calls back."""
         self._thread.start()
 
     @property
