@@ -31,7 +31,11 @@ def program(page: Path) -> str:
 )
 def test_page(page: Path, backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text = program(page)
-    environment = {"REDIS_URL": request.getfixturevalue("redis_url")} if "redis" in text.lower() else {}
+    environment = {
+        f"{name.upper()}_URL": request.getfixturevalue(f"{name}_url")
+        for name in ("redis", "kafka")
+        if f"{name.upper()}_URL" in text
+    }
     file = tmp_path / "page.py"
     file.write_text(text)
     run("-c", _RUNNER, backend, str(file), **environment)
