@@ -33,8 +33,8 @@ def test_page(page: Path, backend: str, tmp_path: Path, request: pytest.FixtureR
     text = program(page)
     environment = {
         f"{name.upper()}_URL": request.getfixturevalue(f"{name}_url")
-        for name in ("redis", "rabbitmq")
-        if name in text.lower()
+        for name in ("redis", "rabbitmq", "kafka")
+        if f"{name.upper()}_URL" in text
     }
     file = tmp_path / "page.py"
     file.write_text(text)

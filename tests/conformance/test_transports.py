@@ -10,7 +10,12 @@ from typing import ClassVar
 import pika
 import pytest
 import redis
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,  # type: ignore[attr-defined]  # it does not say what it exports
+    ConfigEntry,  # type: ignore[attr-defined]
+    ConfigResource,  # type: ignore[attr-defined]
+)
 
 from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer, EventConfig, EventRoute, Producer

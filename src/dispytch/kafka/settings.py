@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -210,12 +211,14 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     """The bootstrap servers, and the settings that the form of the address brings with it."""
     options: dict[str, Any] = {}
     servers = text
+    is_read = False
     if "://" in text:
-        try:
+        with suppress(ValueError):  # which quotes the URL
             parts = urlsplit(text)
             query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        except ValueError:
-            raise _malformed("its hosts or options cannot be read") from None
+            is_read = True
+        if not is_read:
+            raise _malformed("its hosts or options cannot be read")
         if parts.scheme not in ("kafka", "kafka+ssl"):
             raise _malformed("its scheme is neither kafka:// nor kafka+ssl://")
         if parts.fragment or "#" in text:

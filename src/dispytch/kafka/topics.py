@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait
 from importlib import import_module
 from typing import Any, Literal
 
@@ -109,14 +109,18 @@ def _create(settings: Settings, topics: Collection[str], end: float, options: di
         operation_timeout=left,
     )
     refused: dict[str, str | None] = {}
+    # No error is caught here: with its traceback it would keep the client, which a forked child must not inherit.
+    done, _ = wait(made.values(), left + 0.5)
     for name, future in made.items():
-        try:
-            future.result(max(end - time.monotonic(), 0.1) + 0.5)
-        except confluent.KafkaException as error:
+        error = future.exception() if future in done else None
+        if future not in done:
+            refused[name] = "no answer came in time"
+        elif isinstance(error, confluent.KafkaException):
             if error.args[0].code() != confluent.KafkaError.TOPIC_ALREADY_EXISTS:
                 refused[name] = settings.without_secrets(error.args[0].str())
-        except (FutureTimeoutError, TimeoutError):
-            refused[name] = "no answer came in time"
+        elif error is not None:
+            refused[name] = type(error).__name__
+    del admin, made, done, future, error
     if trouble.is_final:
         raise trouble.error()
     return refused

@@ -114,7 +114,8 @@ def reach(
             now = time.monotonic()
             is_over = now >= end or trouble.is_final or trouble.fatal is not None or is_stopped()
             if is_over or (trouble.since is not None and now - trouble.since > _PATIENCE):
-                raise trouble.error(error) from error
+                del client  # the traceback would keep it
+                raise trouble.error() from error.with_traceback(None)
             time.sleep(0.01)
         else:
             serve()

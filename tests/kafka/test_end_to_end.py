@@ -1,0 +1,166 @@
+"""Emitting and handling through a real Kafka, by emitter and dispatcher; and a broker that goes away."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from pydantic import BaseModel
+
+from dispytch import Event, EventBase, EventDispatcher, EventEmitter, Redeliver, SubscriptionParam
+from dispytch.kafka import KafkaConsumer, KafkaEventRoute, KafkaEventSubscription, KafkaProducer
+from tests import brokers
+from tests.kafka.helpers import Cluster, collecting, kafka_threads, unique, until
+from tests.kafka.wire import produce
+
+pytestmark = pytest.mark.anyio
+one_loop = pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {}), id="trio")], scope="module")
+
+
+class Body(BaseModel):
+    n: int
+
+
+def event_class(topic: str) -> Any:
+    class Counted(EventBase):
+        __topic__ = topic
+        __event_type__ = "counted"
+        __key__ = "k{n}"
+        n: int
+
+    return Counted
+
+
+async def test_emit_and_handle(cluster: Cluster) -> None:
+    topic = unique()
+    counted = event_class(topic)
+    handled: list[Any] = []
+    dispatcher = EventDispatcher(KafkaConsumer(cluster.servers, group_id=unique("group")))
+
+    @dispatcher.handler(KafkaEventSubscription(topic), event="counted")
+    async def handle(event: Event[Body]) -> None:
+        handled.append((event.body.n, event.meta.id, event.meta.type, event.meta.topic, event.meta.key))
+
+    async with dispatcher.lifespan(), EventEmitter(KafkaProducer(cluster.servers)) as emitter:
+        receipt = await emitter.emit(counted(n=1))
+        await until(lambda: handled)
+    assert receipt is not None
+    assert handled == [(1, receipt.id, "counted", topic, "k1")]
+    assert kafka_threads() == []
+
+
+async def test_failures_come_again_and_end_as_dead_letters(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    counted = event_class(topic)
+    attempts: list[int] = []
+    dispatcher = EventDispatcher(KafkaConsumer(cluster.servers, group_id=group), max_deliveries=3)
+
+    @dispatcher.handler(topic=topic)
+    async def handle(event: Event[Body]) -> None:
+        if event.body.n == 1:
+            attempts.append(event.meta.attempt)
+            raise Redeliver(delay=0.01)
+
+    async with EventEmitter(KafkaProducer(cluster.servers)) as emitter, dispatcher.lifespan():
+        receipts = await emitter.emit_many([counted(n=number) for number in range(3)])
+        await until(lambda: len(attempts) == 3)
+        (letter,) = await anyio.to_thread.run_sync(cluster.read, f"{topic}.{group}.dead", 1)
+    assert attempts == [1, 2, 3]
+    headers = {name: value.decode() for name, value in letter.headers()}
+    assert letter.key() == b"k1"
+    assert letter.value() == b'{"n":1}'
+    assert receipts[1] is not None
+    assert headers["ce_id"] == receipts[1].id
+    assert (headers["dispytch-dead-source"], headers["dispytch-dead-position"]) == (topic, "0:1")
+    assert cluster.committed(group, topic) == 3
+
+
+@one_loop
+async def test_what_cannot_be_read_is_a_dead_letter(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    produce(cluster.servers, topic, b'{"n": 1}', [(b"\xff", b"x")])
+    cluster.produce(topic, b'{"n": 2}')
+    dispatcher, handled = collecting(KafkaConsumer(cluster.servers, group_id=group), topic)
+    async with dispatcher.lifespan():
+        await until(lambda: handled == [2])
+        (letter,) = await anyio.to_thread.run_sync(cluster.read, f"{topic}.{group}.dead", 1)
+    assert letter.value() == b'{"n": 1}'
+    assert b"not UTF-8" in dict(letter.headers())["dispytch-dead-error"]
+    assert cluster.committed(group, topic) == 2
+
+
+@one_loop
+async def test_templates_capture(cluster: Cluster) -> None:
+    base = unique("tenant")
+    captured: list[Any] = []
+
+    class Seen(EventBase):
+        __route__ = KafkaEventRoute(base + "-{tenant}-seen", delimiter="-")
+        tenant: str
+
+    cluster.create(f"{base}-a.b-seen")
+    consumer = KafkaConsumer(cluster.servers, group_id=unique("group"))
+    dispatcher = EventDispatcher(consumer, route_delimiter="-")
+
+    @dispatcher.handler(topic=base + "-{tenant}-seen")
+    async def handle(tenant: Annotated[str, SubscriptionParam()], event: Event[Any]) -> None:
+        captured.append(tenant)
+
+    async with dispatcher.lifespan(), EventEmitter(KafkaProducer(cluster.servers)) as emitter:
+        await emitter.emit_many([Seen(tenant="a.b"), Seen(tenant="later")])
+        await until(lambda: len(captured) == 2)
+    assert sorted(captured) == ["a.b", "later"]
+
+
+@one_loop
+async def test_a_drain_hands_back_what_was_not_handled(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    cluster.produce(topic, *[b'{"n": %d}' % number for number in range(500)])
+    done: list[int] = []
+    dispatcher = EventDispatcher(KafkaConsumer(cluster.servers, group_id=group), concurrency=10)
+
+    @dispatcher.handler(topic=topic)
+    async def slow(event: Event[Body]) -> None:
+        await anyio.sleep(0.02)
+        done.append(event.body.n)
+
+    async with dispatcher.lifespan():
+        await until(lambda: len(done) >= 30)
+    committed = cluster.committed(group, topic)
+    assert committed is not None
+    assert sorted(done)[:committed] == list(range(committed))
+    again, handled = collecting(KafkaConsumer(cluster.servers, group_id=group), topic)
+    async with again.lifespan():
+        await until(lambda: len({*done, *handled}) == 500)
+    assert len(done) + len(handled) - 500 <= 10
+
+
+@one_loop
+async def test_a_broker_that_is_restarted(kafka_server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    topic, group = unique(), unique("group")
+    counted = event_class(topic)
+    caplog.set_level(logging.WARNING, logger="dispytch")
+    with brokers.started(brokers.Kafka(), tmp_path / "kafka") as broker:
+        port = broker.port
+        dispatcher, handled = collecting(KafkaConsumer(broker.url, group_id=group), topic)
+        producer = KafkaProducer(broker.url)
+        emitter = EventEmitter(producer, timeout=40)
+        lifespan = dispatcher.lifespan()
+        await lifespan.__aenter__()
+        await emitter.emit_many([counted(n=number) for number in range(100)])
+        await until(lambda: len(set(handled)) == 100)
+    try:
+        with brokers.started(brokers.Kafka(), tmp_path / "kafka", port):
+            await emitter.emit_many([counted(n=number) for number in range(100, 200)])
+            await until(lambda: len(set(handled)) == 200, 40)
+            await lifespan.__aexit__(None, None, None)
+            await emitter.close()
+    finally:
+        await producer.stop()
+    assert kafka_threads() == []
