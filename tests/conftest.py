@@ -33,6 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Installs what is missing before anything runs, since several workers could not do it at once."""
+    config = session.config
+    if config.getoption("--install-brokers") and not hasattr(config, "workerinput"):
+        for name in brokers.SERVERS:
+            brokers.program(name, install=True)
+        for program in brokers.TOOLS:
+            brokers.tool(program, install=True)
+
+
 def in_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 

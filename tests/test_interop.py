@@ -92,12 +92,12 @@ def is_cloud_event(attributes: dict[str, str], id: str) -> bool:
 
 @pytest.fixture
 def kcat(pytestconfig: pytest.Config) -> str:
-    return tool(pytestconfig, "kcat", "kcat")
+    return tool(pytestconfig, "kcat")
 
 
-def tool(config: pytest.Config, program: str, package: str) -> str:
+def tool(config: pytest.Config, program: str) -> str:
     try:
-        return brokers.tool(program, package, install=config.getoption("--install-brokers"))
+        return brokers.tool(program, install=config.getoption("--install-brokers"))
     except brokers.MissingServerError as error:
         missing_server(config, error)
 
@@ -172,7 +172,7 @@ async def test_pika(rabbitmq_url: str) -> None:
 
 @pytest.fixture
 def redis_cli(pytestconfig: pytest.Config, redis_url: str) -> tuple[str, ...]:
-    return tool(pytestconfig, "redis-cli", "redis-tools"), "-u", redis_url
+    return tool(pytestconfig, "redis-cli"), "-u", redis_url
 
 
 async def test_redis_cli_on_streams(redis_cli: tuple[str, ...], redis_url: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager
 
+from ._catalog import SERVERS
 from ._errors import BrokersError, MissingServerError
 from ._install import find_or_install, find_or_install_tool
 from ._kafka import KAFKA_USERS, Kafka
@@ -19,6 +20,8 @@ from ._rabbitmq import RabbitMQ, server_properties
 
 __all__ = [
     "KAFKA_USERS",
+    "SERVERS",
+    "TOOLS",
     "BrokersError",
     "Kafka",
     "Manager",
@@ -44,9 +47,13 @@ def program(name: str, *, install: bool = False) -> str:
     return find_or_install(server_named(name), install=install)
 
 
-def tool(program: str, package: str, *, install: bool = False) -> str:
-    """The path of a client program that a Debian package has."""
-    return find_or_install_tool(program, package, install=install)
+TOOLS = {"kcat": "kcat", "redis-cli": "redis-tools", "openssl": "openssl", "ps": "procps"}
+"""Client programs that tests use, and the Debian packages that have them."""
+
+
+def tool(program: str, *, install: bool = False) -> str:
+    """The path of one of the `TOOLS`."""
+    return find_or_install_tool(program, TOOLS[program], install=install)
 
 
 def kafka_version(url: str) -> str | None:

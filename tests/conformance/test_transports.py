@@ -10,11 +10,11 @@ from typing import ClassVar
 import pika
 import pytest
 import redis
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does not say what it exports
     AdminClient,
-    AlterConfigOpType,  # type: ignore[attr-defined]  # it does not say what it exports
-    ConfigEntry,  # type: ignore[attr-defined]
-    ConfigResource,  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
 )
 
 from dispytch import consumer_from_url, producer_from_url
