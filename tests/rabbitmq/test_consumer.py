@@ -419,6 +419,22 @@ class TestReadyMade:
         assert [body for _, _, body in drain(names.url, names.queue)] == [b"4"]
         assert [body for _, _, body in drain(names.url, f"{names.queue}.dead")] == [b"3"]
 
+    async def test_need_a_place_for_dead_letters(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
+        import aio_pika
+
+        names.bind()
+        if is_trio(anyio_backend):
+            return
+        async with await aio_pika.connect(names.url) as connection:
+            channel = await connection.channel()
+            consumer = RabbitMQConsumer(await channel.get_queue(names.queue))
+            letter = consumer.default_dead_letter(subscribe(consumer, EventSubscription("k")))
+            assert letter is not None
+            with pytest.raises(BrokerError, match=r"there is no queue '.*\.dead'"):
+                await consumer.start([subscribe(consumer, EventSubscription("k"), letter)])
+            await consumer.stop()
+            assert not channel.is_closed
+
     async def test_are_refused_on_trio(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
         if is_trio(anyio_backend):
             consumer = consumer_of(names, "aio-pika")

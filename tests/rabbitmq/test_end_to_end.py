@@ -218,10 +218,8 @@ async def test_nothing_is_lost_when_the_connection_breaks(
                 await until(partial(some_of, cut))
                 proxy.cut()
             await until(lambda: len(seen) == 900)
-            await dispatcher.idle()  # what came twice is handled too
         assert proxy.accepted >= 3
     assert "lost its connection" in caplog.text
-    assert count(names.url, names.queue) == 0
 
 
 async def test_a_queue_deleted_under_the_dispatcher(names: Names, driver: Driver | None) -> None:
