@@ -319,11 +319,12 @@ class TestFaults:
             wanted = [subscribe(consumer, EventSubscription("#"))]
             async with started(consumer, *wanted):
                 publish(names.url, names.exchange, "k", *(b"%d" % number for number in range(4)))
-                old = await receive(consumer, 2)  # and two are held back
+                old = await receive(consumer, 2)
+                await until(lambda: consumer.backlog() == 2)
                 proxy.cut()
+                await until(lambda: consumer.backlog() is None)
                 with anyio.fail_after(10), pytest.raises(BrokerUnreachableError):
-                    while True:
-                        await consumer.receive(1)
+                    await consumer.receive(1)
                 await consumer.start(wanted)
                 new = await receive(consumer, 4)
                 assert bodies(new) == [b"0", b"1", b"2", b"3"]

@@ -233,7 +233,8 @@ class RabbitMQConsumer(Consumer):
             await self._letters.stop()
 
     def backlog(self) -> int | None:
-        return None if self._intake is None else len(self._intake.inbox) or None
+        intake = self._intake
+        return None if intake is None or intake.error is not None else len(intake.inbox) or None
 
     async def _close(self) -> None:
         intake, self._intake = self._intake, None
