@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dispytch import EventBase
+from dispytch import Event, EventBase
 from dispytch.abc import Receipt
 from dispytch.errors import (
     BrokerError,
@@ -23,8 +24,8 @@ from dispytch.errors import (
     EmitUnreachableError,
     UnconfirmedError,
 )
-from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQProducer
-from dispytch.sync import EventEmitter
+from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, RabbitMQProducer
+from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
 from tests.rabbitmq.helpers import Names, count, drain, message, our_threads, proxy_to
 
@@ -77,6 +78,7 @@ def test_an_idle_connection_is_kept(names: Names) -> None:
 
 def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispytch.rabbitmq.publisher._FLUSH_TIMEOUT", 0.2)
+    monkeypatch.setattr("dispytch.rabbitmq.wire._CLOSE_TIMEOUT", 0.2)
     names.bind()
     with proxy_to(names.url) as proxy:
         sender = BlockingRabbitMQProducer(proxy.url, names.exchange)
@@ -114,6 +116,39 @@ def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path) -> None:
         started = time.monotonic()
         sender.stop()
         assert time.monotonic() - started < 5
+
+
+def test_nothing_confirmed_is_lost_when_the_broker_is_killed(rabbitmq_server: str, tmp_path: Path) -> None:
+    seen: set[int] = set()
+    done = threading.Event()
+    confirmed: set[int] = set()
+    with brokers.started(brokers.RabbitMQ(), tmp_path) as server:
+        dispatcher = EventDispatcher(RabbitMQConsumer(server.url, queue="pings"))
+
+        @dispatcher.handler(Ping)
+        def on_ping(event: Event[Ping]) -> None:
+            time.sleep(0.001)
+            seen.add(event.body.number)
+            if event.body.number == 2000:
+                done.set()
+
+        emitter = EventEmitter(RabbitMQProducer(server.url))
+        dispatcher.start()
+        try:
+            receipts = emitter.emit_many([Ping(number=number) for number in range(1000)])
+            confirmed |= {number for number, receipt in enumerate(receipts) if receipt is not None}
+            assert server.pid is not None
+            os.killpg(server.pid, signal.SIGKILL)
+            with brokers.started(brokers.RabbitMQ(), tmp_path, server.port):
+                emitter.emit(Ping(number=2000))
+                assert done.wait(30)
+                while not confirmed <= seen:
+                    time.sleep(0.01)
+                dispatcher.stop()
+                emitter.close()
+        finally:
+            dispatcher.stop()
+            emitter.close()
 
 
 def test_a_forked_child_connects_anew(names: Names, emitter: EventEmitter) -> None:
