@@ -29,9 +29,9 @@ def run(*command: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("transport", ["memory", "redis"])
+@pytest.mark.parametrize("transport", ["memory", "rabbitmq", "redis"])
 def test_demo(loop: str, transport: str, request: pytest.FixtureRequest) -> None:
-    url = "memory://demo" if transport == "memory" else request.getfixturevalue("redis_url")
+    url = "memory://demo" if transport == "memory" else request.getfixturevalue(f"{transport}_url")
     lines = run("-m", "examples.demo", "--loop", loop, "--url", url).splitlines()
     assert lines[0] == "ledger: opened"
     assert lines[-1] == "ledger: closed"

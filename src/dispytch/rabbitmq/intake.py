@@ -115,6 +115,7 @@ class PikaIntake(Intake):
     async def open(self) -> None:
         self._waker = Waker()
         self._wire = Wire(self._source, "rabbitmq consumer", self._opened, self._ended)
+        self._wire.start()
         try:
             while not self._is_open and self.error is None and not self.ended:
                 await self._waker.wait()

@@ -66,6 +66,7 @@ class _Publisher:
         self._obstacle: str | None = None
         self._waiting: list[Callable[[BrokerError | None], None]] = []
         self._wire = Wire(source, "rabbitmq publisher", self._opened, self._ended, delay)
+        self._wire.start()
 
     # --- from any thread
 

@@ -56,6 +56,9 @@ class Wire:
         self._scheduled = False
         self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"dispytch {name}", daemon=True)
+
+    def start(self) -> None:
+        """Connects, in the thread. Apart from the making, since what is called from there needs to know the wire."""
         self._thread.start()
 
     @property
