@@ -27,7 +27,7 @@ from dispytch.errors import (
 from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, RabbitMQProducer
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
-from tests.rabbitmq.helpers import Names, count, drain, message, our_threads, proxy_to
+from tests.rabbitmq.helpers import Names, closed_port, count, drain, message, our_threads, proxy_to
 
 PROJECT = Path(__file__).parents[2]
 
@@ -225,6 +225,26 @@ def test_clients_are_imported_when_they_are_used() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, check=True, timeout=30)
+
+
+def test_no_start_is_left_waiting() -> None:
+    sender = BlockingRabbitMQProducer(f"amqp://127.0.0.1:{closed_port()}")
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        for _ in range(5):
+            try:
+                sender.start()
+            except BrokerError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=start, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(failures) == 40
+    sender.stop()
 
 
 def test_ready_made_exchanges_are_for_event_loops() -> None:
