@@ -100,7 +100,7 @@ async def main(url: str) -> None:
     dispatcher.add_router(router)
     async with EventEmitter(producer_from_url(url), source="demo") as emitter, dispatcher.lifespan():
         receipt = await emitter.emit(OrderPlaced(shop="berlin", order_id=1, item=Item(name="a lamp", price=49.9)))
-        print(f"emitted: {receipt.route if receipt else 'nothing'}")
+        print(f"emitted: {receipt.route if receipt else 'nothing'}\n", end="", flush=True)  # handlers print already
         await emitter.emit_many(
             [
                 OrderPlaced(shop="oslo", order_id=2, item=Item(name="a chair", price=120)),
