@@ -100,7 +100,8 @@ def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> Non
         proxy.frozen = False
 
 
-def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path) -> None:
+def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispytch.rabbitmq.wire._CLOSE_TIMEOUT", 0.3)
     with brokers.started(brokers.RabbitMQ(), tmp_path) as server:
         sender = BlockingRabbitMQProducer(server.url, mandatory=False)
         assert isinstance(sender.send([message("k")], 5)[0], Receipt)
