@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pika  # type: ignore[import-untyped]  # it has no stubs
+import pika
 
 from dispytch._core.patterns import Pattern
 from dispytch.abc import Delivery, EventRoute, EventSubscription, Message, Outcome, Settlement, Subscription

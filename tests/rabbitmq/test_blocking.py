@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dispytch import EventBase
+from dispytch import Event, EventBase
 from dispytch.abc import Receipt
 from dispytch.errors import (
     BrokerError,
@@ -23,10 +24,10 @@ from dispytch.errors import (
     EmitUnreachableError,
     UnconfirmedError,
 )
-from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQProducer
-from dispytch.sync import EventEmitter
+from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, RabbitMQProducer
+from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
-from tests.rabbitmq.helpers import Names, count, drain, message, our_threads, proxy_to
+from tests.rabbitmq.helpers import Names, closed_port, count, drain, message, our_threads, proxy_to
 
 PROJECT = Path(__file__).parents[2]
 
@@ -77,6 +78,7 @@ def test_an_idle_connection_is_kept(names: Names) -> None:
 
 def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dispytch.rabbitmq.publisher._FLUSH_TIMEOUT", 0.2)
+    monkeypatch.setattr("dispytch.rabbitmq.wire._CLOSE_TIMEOUT", 0.2)
     names.bind()
     with proxy_to(names.url) as proxy:
         sender = BlockingRabbitMQProducer(proxy.url, names.exchange)
@@ -98,7 +100,8 @@ def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> Non
         proxy.frozen = False
 
 
-def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path) -> None:
+def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispytch.rabbitmq.wire._CLOSE_TIMEOUT", 0.3)
     with brokers.started(brokers.RabbitMQ(), tmp_path) as server:
         sender = BlockingRabbitMQProducer(server.url, mandatory=False)
         assert isinstance(sender.send([message("k")], 5)[0], Receipt)
@@ -114,6 +117,39 @@ def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path) -> None:
         started = time.monotonic()
         sender.stop()
         assert time.monotonic() - started < 5
+
+
+def test_nothing_confirmed_is_lost_when_the_broker_is_killed(rabbitmq_server: str, tmp_path: Path) -> None:
+    seen: set[int] = set()
+    done = threading.Event()
+    confirmed: set[int] = set()
+    with brokers.started(brokers.RabbitMQ(), tmp_path) as server:
+        dispatcher = EventDispatcher(RabbitMQConsumer(server.url, queue="pings"))
+
+        @dispatcher.handler(Ping)
+        def on_ping(event: Event[Ping]) -> None:
+            time.sleep(0.001)
+            seen.add(event.body.number)
+            if event.body.number == 2000:
+                done.set()
+
+        emitter = EventEmitter(RabbitMQProducer(server.url))
+        dispatcher.start()
+        try:
+            receipts = emitter.emit_many([Ping(number=number) for number in range(1000)])
+            confirmed |= {number for number, receipt in enumerate(receipts) if receipt is not None}
+            assert server.pid is not None
+            os.killpg(server.pid, signal.SIGKILL)
+            with brokers.started(brokers.RabbitMQ(), tmp_path, server.port):
+                emitter.emit(Ping(number=2000))
+                assert done.wait(30)
+                while not confirmed <= seen:
+                    time.sleep(0.01)
+                dispatcher.stop()
+                emitter.close()
+        finally:
+            dispatcher.stop()
+            emitter.close()
 
 
 def test_a_forked_child_connects_anew(names: Names, emitter: EventEmitter) -> None:
@@ -190,6 +226,26 @@ def test_clients_are_imported_when_they_are_used() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, check=True, timeout=30)
+
+
+def test_no_start_is_left_waiting() -> None:
+    sender = BlockingRabbitMQProducer(f"amqp://127.0.0.1:{closed_port()}")
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        for _ in range(5):
+            try:
+                sender.start()
+            except BrokerError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=start, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(failures) == 40
+    sender.stop()
 
 
 def test_ready_made_exchanges_are_for_event_loops() -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import pika  # type: ignore[import-untyped]  # it has no stubs
+import pika
 import pytest
 
 from dispytch.abc import Delivery, EventSubscription, Message, Outcome, Settlement, Subscription
@@ -319,11 +319,12 @@ class TestFaults:
             wanted = [subscribe(consumer, EventSubscription("#"))]
             async with started(consumer, *wanted):
                 publish(names.url, names.exchange, "k", *(b"%d" % number for number in range(4)))
-                old = await receive(consumer, 2)  # and two are held back
+                old = await receive(consumer, 2)
+                await until(lambda: consumer.backlog() == 2)
                 proxy.cut()
+                await until(lambda: consumer.backlog() is None)
                 with anyio.fail_after(10), pytest.raises(BrokerUnreachableError):
-                    while True:
-                        await consumer.receive(1)
+                    await consumer.receive(1)
                 await consumer.start(wanted)
                 new = await receive(consumer, 4)
                 assert bodies(new) == [b"0", b"1", b"2", b"3"]
@@ -418,6 +419,22 @@ class TestReadyMade:
             assert not channel.is_closed
         assert [body for _, _, body in drain(names.url, names.queue)] == [b"4"]
         assert [body for _, _, body in drain(names.url, f"{names.queue}.dead")] == [b"3"]
+
+    async def test_need_a_place_for_dead_letters(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
+        import aio_pika
+
+        names.bind()
+        if is_trio(anyio_backend):
+            return
+        async with await aio_pika.connect(names.url) as connection:
+            channel = await connection.channel()
+            consumer = RabbitMQConsumer(await channel.get_queue(names.queue))
+            letter = consumer.default_dead_letter(subscribe(consumer, EventSubscription("k")))
+            assert letter is not None
+            with pytest.raises(BrokerError, match=r"there is no queue '.*\.dead'"):
+                await consumer.start([subscribe(consumer, EventSubscription("k"), letter)])
+            await consumer.stop()
+            assert not channel.is_closed
 
     async def test_are_refused_on_trio(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
         if is_trio(anyio_backend):

@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import pika  # type: ignore[import-untyped]  # it has no stubs
+import pika
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter, consumer_from_url, producer_from_url
@@ -222,7 +222,6 @@ async def test_nothing_is_lost_when_the_connection_breaks(
             await dispatcher.idle()  # what came twice is handled too
         assert proxy.accepted >= 3
     assert "lost its connection" in caplog.text
-    assert count(names.url, names.queue) == 0
 
 
 async def test_a_queue_deleted_under_the_dispatcher(names: Names, driver: Driver | None) -> None:

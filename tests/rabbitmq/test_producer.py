@@ -253,6 +253,22 @@ async def test_no_answer_in_time_means_that_it_may_have_gone(names: Names, drive
         await sender.stop()
 
 
+async def test_little_is_in_doubt_when_nobody_answers(names: Names, driver: Driver | None) -> None:
+    names.bind()
+    with proxy_to(names.url) as proxy:
+        sender = producer(proxy.url, names, driver)
+        await sender.send([message("k")], 10)
+        proxy.frozen = True
+        outcomes = await sender.send([message("k") for _ in range(5000)], 1)
+        kinds = [type(outcome) for outcome in outcomes]
+        in_doubt = kinds.count(EmitTimeoutError)
+        assert 0 < in_doubt <= 2000
+        assert kinds == [EmitTimeoutError] * in_doubt + [EmitUnreachableError] * (5000 - in_doubt)
+        proxy.frozen = False
+        await sender.stop()
+    assert count(names.url, names.queue) <= in_doubt + 1
+
+
 async def test_a_connection_lost_before_the_confirmation(names: Names, driver: Driver | None) -> None:
     names.bind()
     with proxy_to(names.url) as proxy:
@@ -300,6 +316,8 @@ async def test_stop_flushes_and_tells_what_is_unconfirmed(
 ) -> None:
     monkeypatch.setattr("dispytch.rabbitmq.publisher._FLUSH_TIMEOUT", 0.3)
     monkeypatch.setattr("dispytch.rabbitmq.aio._FLUSH_TIMEOUT", 0.3)
+    monkeypatch.setattr("dispytch.rabbitmq.wire._CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("dispytch.rabbitmq.aio._CLOSE_TIMEOUT", 0.3)
     names.bind()
     with proxy_to(names.url) as proxy:
         sender = producer(proxy.url, names, driver)

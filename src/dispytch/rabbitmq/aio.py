@@ -58,7 +58,7 @@ async def connect(source: Source, name: str) -> Any:
         if await was_cancelled():
             raise
         problem = connect_error(ConnectionResetError(str(error) or "the connection broke off"), source)
-    except client_errors() as error:
+    except Exception as error:  # some of what it raises is not its own
         problem = connect_error(error, source)
     raise problem
 

@@ -122,9 +122,8 @@ class _AioIntake(Intake):
         self._fail(channel_error(text, self._address))
 
     def _fail(self, error: BrokerError) -> None:
-        if self.error is None and not self.ended:
-            self.error = error
-            self._waker.wake()
+        if not self.ended:
+            self._note(error)
 
 
 class AioPikaIntake(_AioIntake):
@@ -180,12 +179,20 @@ class QueuesIntake(_AioIntake):
 
     ranges = False
 
-    def __init__(self, queues: Mapping[str, Any]) -> None:
+    def __init__(self, queues: Mapping[str, Any], topology: Topology) -> None:
         super().__init__("the connection that was handed in")
         self._queues = queues
+        self._topology = topology
 
     async def open(self) -> None:
         self._waker = Waker()
+        # A channel of our own, since the broker closes the one on which it is asked for what does not exist.
+        connection = getattr(next(iter(self._queues.values())).channel, "_connection", None)
+        if connection is not None and not connection.is_closed:
+            try:
+                await carry_out(connection, self._topology.check_letters())
+            except client_errors() as error:
+                raise BrokerUnreachableError(f"the connection that was handed in cannot be used: {error}") from error
         tags: dict[Any, Tags] = {}
         for name, queue in self._queues.items():
             try:

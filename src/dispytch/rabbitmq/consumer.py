@@ -233,7 +233,8 @@ class RabbitMQConsumer(Consumer):
             await self._letters.stop()
 
     def backlog(self) -> int | None:
-        return None if self._intake is None else len(self._intake.inbox) or None
+        intake = self._intake
+        return None if intake is None or intake.error is not None else len(intake.inbox) or None
 
     async def _close(self) -> None:
         intake, self._intake = self._intake, None
@@ -242,11 +243,11 @@ class RabbitMQConsumer(Consumer):
 
     def _make_intake(self, wanted: Sequence[Subscription]) -> Intake:
         limit = min(self.window if self.prefetch is None else self.prefetch, _MOST_PREFETCH)
+        topology = Topology.of(wanted, self.exchange, self.group_id, self._arguments, self._declare)
         if self._source is None:
             channel = next(iter(self._queues.values())).channel
             self._outlet = AioPikaOutlet(None, lambda exchange: channel, mandatory=True)
-            return QueuesIntake(self._queues)
-        topology = Topology.of(wanted, self.exchange, self.group_id, self._arguments, self._declare)
+            return QueuesIntake(self._queues, topology)
         if self._driver == "aio-pika":
             return AioPikaIntake(self._source, topology, limit)
         return PikaIntake(self._source, topology, limit)

@@ -83,6 +83,12 @@ class Intake(ABC):
                 return [inbox.popleft() for _ in range(min(limit, len(inbox)))]
             await self._waker.wait()
 
+    def _note(self, error: BrokerError | None) -> None:
+        """The first thing that went wrong is what `read` tells."""
+        if self.error is None:
+            self.error = error
+        self._waker.wake()
+
     def _scope(self, exchange: str, queue: str) -> Scope:
         scope = self._scopes.get((exchange, queue))
         if scope is None:
@@ -196,13 +202,9 @@ class PikaIntake(Intake):
                 self._fail(channel_error(text, self._source.address))
 
     def _fail(self, error: BrokerError) -> None:
-        if self.error is None:
-            self.error = error
-        self._waker.wake()
+        self._note(error)
         self._wire.fail(error)
 
     def _ended(self, error: BrokerError | None) -> None:
-        if self.error is None:
-            self.error = error
         self.ended = True
-        self._waker.wake()
+        self._note(error)

@@ -30,7 +30,7 @@ def import_pika() -> Any:
         MissingExtraError: it is not installed.
     """
     try:
-        import pika  # type: ignore[import-untyped]  # it has no stubs
+        import pika
     except ImportError as error:
         raise _missing() from error
     return pika

@@ -153,6 +153,14 @@ class Topology:
         except Refused as refused:
             raise BrokerError(f"RabbitMQ refused to set up exchanges and queues: {refused.text}") from refused
 
+    def check_letters(self) -> Steps:
+        """Whether dead letters have somewhere to go, where nothing is to be declared. Raises BrokerError if not."""
+        try:
+            for queue in self.letter_queues:
+                yield from _ensure_queue(queue, {}, declare=False)
+        except Refused as refused:
+            raise BrokerError(f"RabbitMQ refused to tell of the queue for dead letters: {refused.text}") from refused
+
 
 def _bind(bindings: Iterable[tuple[str, str, str]]) -> Steps:
     for queue, exchange, key in bindings:

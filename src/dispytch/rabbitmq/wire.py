@@ -40,7 +40,7 @@ class Wire:
         delay: float = 0.0,
     ) -> None:
         import_pika()
-        from pika.adapters.select_connection import IOLoop  # type: ignore[import-untyped]  # it has no stubs
+        from pika.adapters.select_connection import IOLoop
 
         self.source: Source = source
         self.connection: Any = None
@@ -98,23 +98,24 @@ class Wire:
         try:
             loop.call_later(self._delay, self._connect)
             loop.start()
-        except Exception as error:  # what pika raises at a malformed frame, for instance
+        except Exception as problem:  # what pika raises at a malformed frame, for instance
             if self._error is None and not self.closing:
-                self._error = self._problem(error)
+                self._error = self._problem(problem)
             self._give_up()
             loop.start()
         finally:
             with self._lock:
                 self._ended = True
-                calls, self._calls = self._calls, deque()
-            error_ = None if self.closing and self._error is None else self._error
-            if error_ is None and not self.closing:
-                error_ = BrokerUnreachableError(f"the connection to RabbitMQ at {self.source.address} ended")
-            calls.clear()
             try:
-                self._on_end(error_)
+                self._make_calls()  # they find that it is over, and nobody waits in vain
             finally:
-                loop.close()
+                error = self._error
+                if error is None and not self.closing:
+                    error = BrokerUnreachableError(f"the connection to RabbitMQ at {self.source.address} ended")
+                try:
+                    self._on_end(error)
+                finally:
+                    loop.close()
 
     def _connect(self) -> None:
         if self.closing:
