@@ -175,8 +175,10 @@ class Reader:
             raise error
         address = self._settings.address
         if error is not None:
-            text = self._settings.without_secrets(str(error))
-            raise BrokerError(f"consuming from Kafka at {address} failed: {text}") from error
+            text = f"consuming from Kafka at {address} failed: {self._settings.without_secrets(str(error))}"
+            if isinstance(error, import_confluent().KafkaException):  # those that end it for good have been told apart
+                raise BrokerUnreachableError(text) from error
+            raise BrokerError(text) from error
         raise BrokerUnreachableError(f"there is no connection to Kafka at {address}")
 
     # --- in the thread: from the beginning to the end
