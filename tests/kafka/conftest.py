@@ -5,6 +5,12 @@ import pytest
 from tests.kafka.helpers import Cluster
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that are refused are given up sooner than the two seconds that a user's are given."""
+    monkeypatch.setattr("dispytch.kafka.trouble._PATIENCE", 0.5)
+
+
 @pytest.fixture(scope="session")
 def cluster(kafka_url: str) -> Cluster:
     """The session's Kafka, to look at it."""

@@ -104,7 +104,8 @@ async def test_templates_capture(cluster: Cluster) -> None:
         tenant: str
 
     cluster.create(f"{base}-a.b-seen")
-    consumer = KafkaConsumer(cluster.servers, group_id=unique("group"))
+    config = {"topic.metadata.refresh.interval.ms": 500}
+    consumer = KafkaConsumer(cluster.servers, group_id=unique("group"), config=config)
     dispatcher = EventDispatcher(consumer, route_delimiter="-")
 
     @dispatcher.handler(topic=base + "-{tenant}-seen")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,8 @@ from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.kafka.addresses import Topics
 from dispytch.kafka.commits import Commits
+from dispytch.kafka.deliveries import delivery_of
+from dispytch.kafka.inbox import Inbox
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.settings import LibraryLog, Settings, import_confluent
 from dispytch.kafka.topics import missing_topics
@@ -31,7 +32,6 @@ _POLL = 0.1
 _MOST_AT_ONCE = 499
 _MOST_QUEUED = 1000
 """Messages that wait for the loop before the thread stops fetching."""
-_MOST_QUEUED_BYTES = 16 * 1024 * 1024
 _PAUSE_AFTER = 1.0
 """Seconds without room after which partitions are paused, which costs what the client has prefetched."""
 _ASSIGNED_WITHIN = 60.0
@@ -41,8 +41,6 @@ _SAY_AGAIN_AFTER = 30.0
 _SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
-
-_EXHAUSTED: Iterator[None] = iter(())
 
 _OWN = {
     "enable.auto.commit": False,
@@ -80,15 +78,8 @@ class Reader:
         self._lock = threading.Lock()
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._commits = Commits(plan.settings.address)
-        self._inbox: deque[tuple[list[Delivery], int]] = deque()
-        self._queued = 0
-        self._queued_bytes = 0
-        self._head: list[Delivery] = []
-        self._head_at = 0
-        self._again: list[Delivery] = []
         # What waits is uncommitted too: it alone must not bring a partition to its limit.
-        self._most_queued = min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1))
-        self._room = threading.Event()
+        self._inbox = Inbox(min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1)), self._lock)
         self._stopping = False
         self._is_open = False
         self._ended = False
@@ -133,7 +124,7 @@ class Reader:
         Raises:
             BrokerError: there will be no more.
         """
-        while not (found := self._take(limit)):
+        while not (found := self._inbox.take(limit)):
             if self._ended:
                 self._raise()
             await self._waker.wait()
@@ -152,7 +143,7 @@ class Reader:
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Events are to come again, here or, if this is the end, where their partitions go."""
-        self._again += deliveries
+        self._inbox.put_back(deliveries)
         self._waker.wake()
 
     async def close(self) -> None:
@@ -161,7 +152,7 @@ class Reader:
         if thread is None:
             return
         self._stopping = True
-        self._room.set()
+        self._inbox.tell_room()
         with anyio.move_on_after(_STOP_TIMEOUT, shield=True):
             while not self._ended:
                 await self._waker.wait()
@@ -176,32 +167,7 @@ class Reader:
     @property
     def queued(self) -> int:
         """How many messages wait to be read."""
-        return self._queued + len(self._again)
-
-    def _take(self, limit: int) -> list[Delivery]:
-        found: list[Delivery] = []
-        if self._again:
-            self._again, again = self._again[limit:], self._again[:limit]
-            found += [delivery for delivery in again if not delivery.token[0].is_lost]
-        while len(found) < limit:
-            if self._head_at >= len(self._head) and not self._next_head():
-                break
-            part = self._head[self._head_at : self._head_at + limit - len(found)]
-            self._head_at += len(part)
-            found += [delivery for delivery in part if not delivery.token[0].is_lost]
-        return found
-
-    def _next_head(self) -> bool:
-        self._head, self._head_at = [], 0
-        if not self._inbox:
-            return False
-        with self._lock:
-            self._head, size = self._inbox.popleft()
-            self._queued -= len(self._head)
-            self._queued_bytes -= size
-        if not self._room.is_set():
-            self._room.set()
-        return True
+        return len(self._inbox)
 
     def _raise(self) -> None:
         error = self._error
@@ -209,8 +175,10 @@ class Reader:
             raise error
         address = self._settings.address
         if error is not None:
-            text = self._settings.without_secrets(str(error))
-            raise BrokerError(f"consuming from Kafka at {address} failed: {text}") from error
+            text = f"consuming from Kafka at {address} failed: {self._settings.without_secrets(str(error))}"
+            if isinstance(error, import_confluent().KafkaException):  # those that end it for good have been told apart
+                raise BrokerUnreachableError(text) from error
+            raise BrokerError(text) from error
         raise BrokerUnreachableError(f"there is no connection to Kafka at {address}")
 
     # --- in the thread: from the beginning to the end
@@ -331,20 +299,18 @@ class Reader:
         elif self._is_paused:
             self._poll(_POLL)  # nothing comes, but the group sees that we are alive
         else:
-            self._room.wait(_POLL / 2)
-            self._room.clear()
+            self._inbox.wait_for_room(_POLL / 2)
 
     def _has_room(self) -> bool:
-        is_full = self._queued >= self._most_queued or self._queued_bytes >= _MOST_QUEUED_BYTES
         if self._is_paused:
-            if self._queued > self._most_queued // 2 or self._queued_bytes > _MOST_QUEUED_BYTES // 2:
+            if not self._inbox.is_half_empty:
                 return False
             self._is_paused, self._full_since = False, None
             self._pause_or_resume(
                 "resume", [one for one in self._partitions.values() if one.is_taken and not one.is_full]
             )
             return True
-        if not is_full:
+        if not self._inbox.is_full:
             self._full_since = None
             return True
         now = time.monotonic()
@@ -361,7 +327,7 @@ class Reader:
             raise self._error
         if message is None:
             return
-        self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._most_queued), 0)])
+        self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._inbox.most), 0)])
 
     def _hand_over(self, messages: Sequence[Any]) -> None:
         deliveries: list[Delivery] = []
@@ -379,7 +345,7 @@ class Reader:
                     partition = self._rewound(partition)
                 partition.last = offset
                 partition.tracker.add(offset)
-                delivery = _delivery(message, partition, offset)
+                delivery = delivery_of(message, partition, offset)
                 size += len(delivery.payload or b"")
                 deliveries.append(delivery)
                 if len(partition.tracker) >= self._plan.max_uncommitted and not partition.is_full:
@@ -387,9 +353,7 @@ class Reader:
                     self._full.append(partition)
                     self._to_pause.append(partition)
             if deliveries:
-                self._queued += len(deliveries)
-                self._queued_bytes += size
-                self._inbox.append((deliveries, size))
+                self._inbox.put(deliveries, size)
         if deliveries:
             self._waker.wake()
 
@@ -533,38 +497,3 @@ class Reader:
             if self._is_down_said:
                 self._is_down_said = False
                 logger.info("Kafka at %s answers again.", self._settings.address)
-
-
-def _delivery(message: Any, partition: Partition, offset: int) -> Delivery:
-    number = partition.key[1]
-    unreadable: str | None = None
-    headers: Any = ()
-    try:
-        # Once only: after an error the client crashes at the second time.
-        found = message.headers()
-        next(_EXHAUSTED, None)  # it may leave an error pending, beside a result that must not be touched
-        headers = found or ()
-    except Exception:
-        unreadable = "the name of one of its headers is not UTF-8"
-        logger.error(
-            "A message from %s (%d:%d) has a header whose name is not UTF-8; its headers cannot be told.",
-            partition.key[0],
-            number,
-            offset,
-        )
-    for header in headers:
-        if header[1] is None:
-            headers = [(name, b"" if value is None else value) for name, value in headers]
-            break
-    kind, timestamp = message.timestamp()
-    return Delivery(
-        partition.key[0],
-        message.value(),
-        headers,
-        timestamp_ms=timestamp if kind else int(time.time() * 1000),
-        key=message.key(),
-        position=f"{number}:{offset}",
-        partition=number,
-        unreadable=unreadable,
-        token=(partition, offset),
-    )

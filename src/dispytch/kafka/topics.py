@@ -65,7 +65,7 @@ def missing_topics(
 def _advice(topic: str, is_absent: bool) -> str:
     if is_absent:
         return f"create it, for instance with `kafka-topics.sh --create --topic {topic}`"
-    return "allow the user what is needed (Describe, and Read or Write)"
+    return "allow the user what is needed (Describe, and Read or Write; Create if it does not exist)"
 
 
 def _look(
