@@ -39,6 +39,7 @@ async def main() -> None:
     channel = await connection.channel()
     exchange = await channel.declare_exchange("notifications", aio_pika.ExchangeType.DIRECT, durable=True)
     queue = await channel.declare_queue("notifications", durable=True)
+    await channel.declare_queue("notifications.dead", durable=True)  # for what cannot be handled
     await queue.bind(exchange, routing_key="user.notified")
 
     listener = EventListener(RabbitMQConsumer(queue))
