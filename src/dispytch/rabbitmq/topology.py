@@ -160,7 +160,8 @@ class Topology:
                 if not (yield from _exists(Request("queue_declare", {"queue": queue, "passive": True}))):
                     raise BrokerError(
                         f"there is no queue {queue!r} for dead letters, and beside ready-made queues nothing is "
-                        "declared; declare it, name another one with dead_letter=, or drop what fails with dead_letter=None"
+                        "declared; declare it, name another one with dead_letter=, or drop what fails with "
+                        "dead_letter=None"
                     )
         except Refused as refused:
             raise BrokerError(f"RabbitMQ refused to tell of the queue for dead letters: {refused.text}") from refused
