@@ -83,6 +83,19 @@ class TestAcknowledgesEarly(Faulty):
     leaves_out = only("publish subscribe", "cancel", "commit gap", "fail then succeed", "drain timeout")
 
 
+class Slow(MemoryConsumer):
+    """Takes its time to stop."""
+
+    async def stop(self) -> None:
+        await anyio.sleep(0.25)
+        await super().stop()
+
+
+class TestStopsSlowly(Faulty):
+    consumer_type = Slow
+    leaves_out = only("publish subscribe", "prompt stop")
+
+
 class Forgetful(MemoryConsumer):
     """Forgets what it had taken when it is cancelled."""
 

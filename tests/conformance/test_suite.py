@@ -26,6 +26,7 @@ PAGE = ROOT / "docs" / "guide" / "own-transport.md"
 
 FAILS = {
     "TestAcknowledgesEarly": {"cancel", "commit gap", "fail then succeed", "drain timeout"},
+    "TestStopsSlowly": {"prompt stop"},
     "TestLosesOnCancel": {"close and reopen"},
     "TestHandsNothingBack": {"cancel", "dead letter"},
     "TestOutOfOrder": {"order per key", "no settle no next"},
@@ -51,7 +52,9 @@ def run_elsewhere(folder: Path) -> list[ElementTree.Element]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "DISPYTCH_"))}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     environment["PYTHONPATH"] = str(Path(dispytch.__file__).parents[1])
-    command = ["-m", "pytest", "-q", "-p", "anyio", "-p", "no:cacheprovider", "--rootdir=.", "--junitxml=report.xml"]
+    # Native tracebacks: for its own pytest parses sources, and Python 3.11.7 breaks down if it cleans up meanwhile.
+    options = ["-p", "anyio", "-p", "no:cacheprovider", "--rootdir=.", "--tb=native", "--junitxml=report.xml"]
+    command = ["-m", "pytest", "-q", *options]
     subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -125,7 +128,7 @@ def test_rows_that_do_not_apply_are_no_tests() -> None:
     def rows(suite: type[TransportSuite]) -> set[str]:
         return {row.name for row in TABLE if getattr(suite, row.test) is not None}
 
-    assert rows(Little) == {"publish subscribe", "emitter close"}
+    assert rows(Little) == {"publish subscribe", "emitter close", "prompt stop"}
     assert rows(More) == rows(Little) | {"many topics", "templated topics"}
     assert rows(TransportSuite) == {row.name for row in TABLE}
 
