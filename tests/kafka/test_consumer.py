@@ -253,8 +253,8 @@ async def test_a_revoked_partition_is_committed_and_fenced(cluster: Cluster, str
     deliveries = await receive(first, 20)
     await first.settle(acknowledged([one for one in deliveries if one.position in ("0:0", "1:0")]))
     await second.start([subscription(topic)])
-    await until(lambda: first._reader is not None and len(first._reader._partitions) == 1)
-    given = 1 - next(iter(first._reader._partitions))[1] if first._reader is not None else 0
+    await until(lambda: first._reader is not None and len(first._reader._assignment.partitions) == 1)
+    given = 1 - next(iter(first._reader._assignment.partitions))[1] if first._reader is not None else 0
     await until(lambda: cluster.committed(group, topic, given) == 1)
     await first.settle(acknowledged([one for one in deliveries if one.partition == given]))  # too late
     assert sorted(one.position or "" for one in await receive(second, 9)) == sorted(
@@ -313,7 +313,7 @@ async def test_a_long_handler_does_not_cost_the_membership(cluster: Cluster, cap
     await consumer.start([subscription(topic)])
     deliveries = await receive(consumer, 10)
     assert consumer._reader is not None
-    await until(lambda: consumer._reader is not None and consumer._reader._is_paused)
+    await until(lambda: consumer._reader is not None and consumer._reader._assignment.is_paused)
     held = consumer._reader.queued
     assert held <= 2000
     await anyio.sleep(4.5)
@@ -369,7 +369,7 @@ async def test_stopping_is_prompt(cluster: Cluster) -> None:
     for _ in range(2):
         await consumer.start([subscription(topic)])
         assert consumer._reader is not None
-        await until(lambda: consumer._reader is not None and consumer._reader._partitions)
+        await until(lambda: consumer._reader is not None and consumer._reader._assignment.partitions)
         began = time.monotonic()
         await consumer.stop()
         took.append(time.monotonic() - began)
