@@ -11,7 +11,7 @@ import anyio
 from dispytch._core.context import Pause
 from dispytch._core.messages import Settlement
 from dispytch._runtime.wiring import Wired
-from dispytch.errors import BrokerUnreachableError, DeliveryError, DispytchError
+from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
 
 __all__ = ["SETTLE_TIMEOUT", "Link"]
 
@@ -110,6 +110,16 @@ class Link:
         except BrokerUnreachableError as unreachable:
             error = unreachable
         return [(settlement, error) for settlement in batch]
+
+    async def flush_consumer(self) -> DispytchError | None:
+        """Waits until what was sent has reached the broker; why it may not have."""
+        try:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_TIMEOUT):
+                await self.consumer.flush()
+                return None
+            return DeliveryError(f"it took over {SETTLE_TIMEOUT:g} s")
+        except BrokerError as error:
+            return error
 
     async def _settle_batch(self) -> bool:
         """Settles what is in the outbox; False if some of it has to be tried again."""

@@ -153,6 +153,11 @@ class KafkaConsumer(Consumer):
                 self._reader.release(released)
         return list(failed.items())
 
+    async def flush(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._reader is not None:
+            await self._reader.flush()
+
     async def stop(self) -> None:
         self._is_started = False
         self._subscriptions = ()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
 
-from dispytch._bridge import Waker
+from dispytch._bridge import Loop, Waker
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.kafka.assignment import Assignment
@@ -28,6 +29,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _POLL = 0.1
 """Seconds that the thread waits for a message; a stop waits as long, at most."""
+_SHORT_POLL = 0.005
+"""The same where events are acknowledged first, since their handlers wait for the commit."""
 _MOST_AT_ONCE = 499
 _MOST_QUEUED = 1000
 """Messages that wait for the loop before the thread stops fetching."""
@@ -53,6 +56,19 @@ _USUAL = {
 }
 
 
+class _Flush:
+    """Somebody in the loop waits until what is done has been committed."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.done = anyio.Event()
+        self.is_committed = False
+        self.failure: str | None = None
+        self._loop = loop
+
+    def finish(self) -> None:
+        self._loop.post(self.done.set)
+
+
 class Reader:
     """One membership of the group, from joining to leaving. Methods with a leading underscore run in the thread."""
 
@@ -67,12 +83,15 @@ class Reader:
         self._assignment = Assignment(plan, self._commits, self._lock, self._say)
         # What waits is uncommitted too: it alone must not bring a partition to its limit.
         self._inbox = Inbox(min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1)), self._lock)
+        self._flushes: deque[_Flush] = deque()
+        self._poll_seconds = _POLL
         self._stopping = False
         self._is_open = False
         self._ended = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._waker: Waker
+        self._loop: Loop
         self._is_subscribed = False
         self._full_since: float | None = None
         self._looked_at = 0.0
@@ -87,7 +106,7 @@ class Reader:
         Raises:
             BrokerError, ConfigurationError: it did not work.
         """
-        self._waker = Waker()
+        self._waker, self._loop = Waker(), Loop()
         self._thread = threading.Thread(target=self._run, name="dispytch kafka consumer", daemon=True)
         self._thread.start()
         try:
@@ -128,6 +147,23 @@ class Reader:
         self._inbox.put_back(deliveries)
         self._waker.wake()
 
+    async def flush(self) -> None:
+        """Waits until what is done has been committed.
+
+        Raises:
+            BrokerUnreachableError: this reader will not commit any more.
+            BrokerError: it could not be committed now.
+        """
+        flush = _Flush(self._loop)
+        self._flushes.append(flush)
+        self._inbox.tell_room()
+        if not self._ended:  # or nobody would look at it
+            await flush.done.wait()
+        if self._ended and not flush.is_committed:
+            raise BrokerUnreachableError(f"there is no connection to Kafka at {self._settings.address}")
+        if flush.failure is not None:
+            raise BrokerError(f"offsets could not be committed at Kafka at {self._settings.address}: {flush.failure}")
+
     async def close(self) -> None:
         """Commits, leaves the group, and ends the thread. Idempotent."""
         thread, self._thread = self._thread, None
@@ -141,6 +177,7 @@ class Reader:
         if self._ended:
             thread.join()
         else:
+            self._assignment.without(list(self._assignment.partitions))  # what is settled from now on is in vain
             logger.warning(
                 "The thread that consumes from Kafka at %s is left to itself: it does not return.",
                 self._settings.address,
@@ -181,6 +218,8 @@ class Reader:
             finally:
                 self._ended = True
                 self._waker.wake()
+                while self._flushes:
+                    self._flushes.popleft().finish()
 
     def _open(self) -> None:
         plan, topics = self._plan, self._plan.topics
@@ -274,10 +313,12 @@ class Reader:
         self._look_after_connection()
         if (offsets := self._commits.due(self._assignment.partitions.values())) is not None:
             self._commit(offsets)
+        if self._flushes:
+            self._flush()
         if self._has_room():
-            self._poll(_POLL)
+            self._poll(self._poll_seconds)
         elif self._assignment.is_paused:
-            self._poll(_POLL)  # nothing comes, but the group sees that we are alive
+            self._poll(self._poll_seconds)  # nothing comes, but the group sees that we are alive
         else:
             self._inbox.wait_for_room(_POLL / 2)
 
@@ -351,6 +392,18 @@ class Reader:
             logger.warning(text, self._settings.address, words)
 
     # --- in the thread: committing, and the connection
+
+    def _flush(self) -> None:
+        self._poll_seconds = _SHORT_POLL
+        waiting = [self._flushes.popleft() for _ in range(len(self._flushes))]
+        try:
+            failure = self._commits.now(self._consumer, self._assignment.partitions.values())
+            words = None if failure is None else self._trouble.words(failure)
+            for flush in waiting:
+                flush.failure, flush.is_committed = words, failure is None
+        finally:
+            for flush in waiting:
+                flush.finish()
 
     def _commit(self, offsets: dict[tuple[str, int], int]) -> None:
         confluent = import_confluent()
