@@ -253,6 +253,13 @@ class Consumer(ABC):
             Those that could not be carried out, with the reason; the dispatcher tries them again.
         """
 
+    def is_stale(self, delivery: Delivery) -> bool:
+        """Whether a delivery has become somebody else's while it waited: then it is neither handled nor settled.
+
+        Asked before each delivery is handled, so it must be quick.
+        """
+        return False
+
     async def flush(self) -> None:
         """Waits until what was settled so far has reached the broker; where `settle` sees to that, nothing is left.
 

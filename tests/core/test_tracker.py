@@ -163,9 +163,8 @@ def test_everything_completed_is_acknowledged(order: list[int], looks: set[int])
     covered: set[int] = set()
     for n, position in enumerate(order):
         tracker.done(position)
-        if n in looks:
-            if (reached := tracker.advance()) is not None:
-                covered.update(range(reached + 1))
+        if n in looks and (reached := tracker.advance()) is not None:
+            covered.update(range(reached + 1))
         assert covered <= set(order[: n + 1])
     if (reached := tracker.advance()) is not None:
         covered.update(range(reached + 1))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
+from dispytch import Event, EventDispatcher
 from dispytch.abc import Delivery
 from dispytch.kafka import KafkaConsumer
 from tests.kafka.helpers import Cluster, acknowledged, receive, subscription, unique, until
@@ -79,3 +82,37 @@ async def test_a_paused_partition_that_comes_back_is_read_on(cluster: Cluster, s
             await first.settle(acknowledged(found))
     await first.stop()
     assert [cluster.committed(group, topic, number) for number in (0, 1)] == [500, 500]
+
+
+@one_loop
+@anyio_mark
+async def test_what_waits_in_the_dispatcher_of_a_lost_partition_is_not_handled(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic, partitions=2)
+    for number in (0, 1):
+        cluster.produce(topic, *[b"{}"] * 10, partition=number)
+    first, second = member(cluster, group), member(cluster, group)
+    dispatcher = EventDispatcher(first, concurrency=10, ordering="partition")
+    gate = anyio.Event()
+    started: list[str] = []
+
+    @dispatcher.handler(topic=topic)
+    async def handle(event: Event[Any]) -> None:
+        started.append(event.meta.id)
+        await gate.wait()
+
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().queued == 18)
+        assert len(started) == 2
+        await second.start([subscription(topic)])
+        await until(lambda: len(assigned(first)) == 1 and len(assigned(second)) == 1)
+        theirs = await receive(second, 10, settle=True)
+        gate.set()
+        await until(lambda: dispatcher.health().in_flight == 0 and dispatcher.health().queued == 0)
+        assert {one.partition for one in theirs} == assigned(second)
+        given = {f"{next(iter(assigned(second)))}:{n}" for n in range(10)}
+        assert not given & set(started[2:])
+        cluster.produce(topic, b"{}", partition=next(iter(assigned(first))))
+        total = len(started)
+        await until(lambda: len(started) == total + 1)
+    await second.stop()

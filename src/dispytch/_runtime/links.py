@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from dispytch._core.context import Pause
 from dispytch._core.messages import Settlement
 from dispytch._runtime.wiring import Wired
+from dispytch.abc import Consumer, Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
 
 __all__ = ["SETTLE_TIMEOUT", "Link"]
@@ -54,6 +55,9 @@ class Link:
         self.wired: Wired = wired
         self.consumer = wired.consumer
         self.name = type(wired.consumer).__name__
+        can_tell = type(self.consumer).is_stale is not Consumer.is_stale
+        self.is_stale: Callable[[Delivery], bool] | None = self.consumer.is_stale if can_tell else None
+        """See `Consumer.is_stale`; ``None`` where it is never so, which saves asking."""
         prefetch = self.consumer.prefetch
         self.window = self.consumer.window = concurrency + (concurrency if prefetch is None else prefetch)
         self.pause: Pause = pause

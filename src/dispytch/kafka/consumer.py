@@ -153,6 +153,9 @@ class KafkaConsumer(Consumer):
                 self._reader.release(released)
         return list(failed.items())
 
+    def is_stale(self, delivery: Delivery) -> bool:
+        return bool(delivery.token[0].is_lost)
+
     async def flush(self) -> None:
         await anyio.lowlevel.checkpoint()
         if self._reader is not None:
