@@ -16,6 +16,7 @@ from dispytch.memory import MemoryEventRoute
 from tests.kafka.helpers import (
     Cluster,
     acknowledged,
+    admin_module,
     closed_port,
     confluent,
     kafka_threads,
@@ -432,6 +433,58 @@ async def test_a_topic_that_comes_later_is_read_from_its_start_by_latest_too(clu
     cluster.produce(f"{base}.two", b"first")
     assert [delivery.payload for delivery in await receive(consumer, 1)] == [b"first"]
     await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_what_comes_while_there_is_no_connection_is_not_skipped_by_latest(cluster: Cluster) -> None:
+    topic = unique()
+    cluster.create(topic)
+    cluster.produce(topic, b"old")
+    consumer = consumer_of(cluster, start_from="latest")
+    await consumer.start([subscription(topic)])
+    await consumer._close()  # as it is when the connection is lost
+    cluster.admin.create_partitions([admin_module.NewPartitions(topic, 2)])[topic].result(20)
+    await until(lambda: cluster.partitions(topic) == 2)
+    cluster.produce(topic, b"0", partition=0)
+    cluster.produce(topic, b"1", partition=1)
+    await consumer.start([subscription(topic)])
+    assert sorted(str(delivery.payload) for delivery in await receive(consumer, 2)) == ["b'0'", "b'1'"]
+    await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_partitions_that_are_added(cluster: Cluster) -> None:
+    topic = unique()
+    cluster.create(topic)
+    consumer = consumer_of(cluster, config={"topic.metadata.refresh.interval.ms": 300})
+    await consumer.start([subscription(topic)])
+    cluster.admin.create_partitions([admin_module.NewPartitions(topic, 3)])[topic].result(20)
+    await until(lambda: cluster.partitions(topic) == 3)
+    cluster.produce(topic, b"x", partition=2)
+    assert [delivery.position for delivery in await receive(consumer, 1)] == ["2:0"]
+    await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_a_topic_that_is_deleted_and_made_again(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    cluster.produce(topic, *[b"old"] * 5)
+    consumer = consumer_of(cluster, group, config={"topic.metadata.refresh.interval.ms": 300})
+    await consumer.start([subscription(topic)])
+    assert len(await receive(consumer, 5, settle=True)) == 5
+    cluster.admin.delete_topics([topic])[topic].result(20)
+    await until(lambda: not cluster.exists(topic))
+    await until(lambda: topic in caplog.text)
+    cluster.create(topic)
+    cluster.produce(topic, b"new", b"newer")
+    found = await receive(consumer, 2, settle=True)
+    assert [(delivery.position, delivery.payload) for delivery in found] == [("0:0", b"new"), ("0:1", b"newer")]
+    await consumer.stop()
+    assert cluster.committed(group, topic) == 2
 
 
 @pytest.mark.parametrize("topic", ["a b", "größe", "a/{x}", "a:b", ".", "x" * 250])
