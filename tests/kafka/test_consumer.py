@@ -537,6 +537,25 @@ async def test_topics_are_created_or_missed_in_words(cluster: Cluster, listeners
     assert kafka_threads() == []
 
 
+@one_loop
+@anyio_mark
+async def test_a_group_that_is_not_for_the_user(cluster: Cluster, listeners: dict[str, str]) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    consumer = KafkaConsumer(f"kafka://bob:bob%27s%20secret@{listeners['SASL_PLAINTEXT']}", group_id=group)
+    with (
+        cluster.allowing("alice", "GROUP", group, "READ"),
+        pytest.raises(BrokerError, match=f"refused the group '{group}'.*allow the user to read"),
+        anyio.fail_after(10),
+    ):
+        await consumer.start([subscription(topic)])
+        await consumer.receive(1)
+    began = time.monotonic()
+    await consumer.stop()
+    assert time.monotonic() - began < 2
+    assert kafka_threads() == []
+
+
 # --- trouble
 
 

@@ -273,7 +273,10 @@ class Reader:
             )
 
     def _serve_unsubscribed(self) -> None:
-        self._consumer.poll(0)
+        message = self._consumer.poll(0)
+        # The client may learn now, and say but once, that the group is not for us.
+        if message is not None and message.error() is not None:
+            self._complain(message.error())
 
     def _await_assignment(self) -> None:
         end = time.monotonic() + _ASSIGNED_WITHIN
