@@ -14,7 +14,7 @@ import pytest
 from dispytch import Event, EventBase, EventDispatcher
 from dispytch.abc import Delivery, Settlement
 from dispytch.ack import AckBeforeProcessing
-from dispytch.errors import BrokerUnreachableError, DeliveryError, DispytchError
+from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
 from dispytch.memory import MemoryBroker, MemoryConsumer
 from dispytch.testing import TestClock
 from tests.helpers import dispatcher_on, emit
@@ -194,6 +194,43 @@ async def test_a_connection_that_breaks_off_while_acknowledging_first_is_no_end(
     async with dispatcher.lifespan():
         await until(lambda: seen)
     assert seen == [0]
+
+
+class _SlowToFlush(MemoryConsumer):
+    def __init__(self, broker: MemoryBroker, *errors: BrokerError) -> None:
+        super().__init__(broker)
+        self.errors = list(errors)
+        self.flushes = 0
+
+    async def flush(self) -> None:
+        await super().flush()
+        self.flushes += 1
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("errors", "flushes"),
+    [
+        ([], 1),
+        ([BrokerError("not now"), BrokerError("nor now")], 3),
+        ([BrokerUnreachableError("broken off"), BrokerError("never asked for")], 1),
+    ],
+)
+async def test_acknowledge_first_waits_for_the_flush(errors: list[BrokerError], flushes: int) -> None:
+    broker = MemoryBroker()
+    consumer = _SlowToFlush(broker, *errors)
+    dispatcher = EventDispatcher(consumer)
+    seen: list[int] = []
+
+    @dispatcher.handler(Tock, ack_policy=AckBeforeProcessing())
+    async def first(event: Event[Tock]) -> None:
+        seen.append(consumer.flushes)
+
+    await emit(broker, Tock(n=0), Tock(n=1))
+    async with dispatcher.lifespan():
+        await until(lambda: len(seen) == 2)
+    assert seen == [flushes] * 2
 
 
 class _Unspeakable(Exception):

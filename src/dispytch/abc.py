@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import anyio
+import anyio.lowlevel
 
 from dispytch._core.codec import Deserializer, Serializer
 from dispytch._core.context import Middleware
@@ -251,6 +252,24 @@ class Consumer(ABC):
         Returns:
             Those that could not be carried out, with the reason; the dispatcher tries them again.
         """
+
+    def is_stale(self, delivery: Delivery) -> bool:
+        """Whether a delivery has become somebody else's while it waited: then it is neither handled nor settled.
+
+        Asked before each delivery is handled, so it must be quick.
+        """
+        return False
+
+    async def flush(self) -> None:
+        """Waits until what was settled so far has reached the broker; where `settle` sees to that, nothing is left.
+
+        The dispatcher calls it before it handles what is acknowledged first.
+
+        Raises:
+            BrokerUnreachableError: the connection was lost; what had not arrived comes again.
+            BrokerError: it did not work, and may if it is tried again.
+        """
+        await anyio.lowlevel.checkpoint()
 
     @abstractmethod
     async def stop(self) -> None:

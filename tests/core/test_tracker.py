@@ -25,11 +25,11 @@ def test_prefix_advances_as_gaps_close() -> None:
     assert tracker.done(3)
     assert tracker.advance() == 4
     assert tracker.advance() is None
-    assert (tracker.oldest, tracker.pending, len(tracker)) == (9, 2, 2)
+    assert (tracker.pending, len(tracker)) == (2, 2)
     assert tracker.done(10)
-    assert (tracker.oldest, tracker.pending, len(tracker)) == (9, 1, 2)
+    assert (tracker.pending, len(tracker)) == (1, 2)
     assert tracker.done(9)
-    assert (tracker.oldest, tracker.pending, len(tracker)) == (None, 0, 0)
+    assert (tracker.pending, len(tracker)) == (0, 0)
     assert tracker.advance() == 10
 
 
@@ -55,33 +55,16 @@ def test_positions_must_increase() -> None:
     with pytest.raises(ValueError, match="after 5"):
         tracker.add(5)
     tracker.add(6)
-    assert (tracker.oldest, tracker.advance()) == (6, 5)
+    assert tracker.advance() == 5
 
 
 def test_positions_may_begin_at_zero() -> None:
     tracker = Tracker()
     tracker.add(0)
-    assert tracker.oldest == 0
     tracker.done(0)
     assert tracker.advance() == 0
     with pytest.raises(ValueError, match="after 0"):
         tracker.add(0)
-
-
-def test_behind_returns_each_position_once_and_advance_covers_it() -> None:
-    tracker = Tracker()
-    for position in range(1, 7):
-        tracker.add(position)
-    for position in (6, 2, 4):
-        tracker.done(position)
-    assert tracker.behind() == [2, 4, 6]
-    assert tracker.behind() == []
-    tracker.done(3)
-    tracker.done(1)
-    assert tracker.behind() == []  # 3 is in the prefix by now
-    assert tracker.advance() == 4
-    tracker.done(5)
-    assert tracker.advance() == 6
 
 
 def test_clear_forgets_progress_too() -> None:
@@ -91,16 +74,11 @@ def test_clear_forgets_progress_too() -> None:
     tracker.done(7)
     tracker.done(9)
     tracker.clear()
-    assert (tracker.advance(), tracker.behind(), tracker.oldest, tracker.pending, len(tracker)) == (
-        None,
-        [],
-        None,
-        0,
-        0,
-    )
+    assert (tracker.advance(), tracker.pending, len(tracker)) == (None, 0, 0)
     assert not tracker.done(8)
     tracker.add(2)
-    assert tracker.oldest == 2
+    assert tracker.done(2)
+    assert tracker.advance() == 2
 
 
 class Model:
@@ -110,7 +88,6 @@ class Model:
         self.received: list[int] = []
         self.complete: set[int] = set()
         self.advanced = 0
-        self.returned: set[int] = set()
 
     def prefix(self) -> list[int]:
         incomplete = [n for n, position in enumerate(self.received) if position not in self.complete]
@@ -121,18 +98,13 @@ class Model:
         before, self.advanced = self.advanced, len(prefix)
         return prefix[-1] if len(prefix) > before else None
 
-    def behind(self) -> list[int]:
-        found = sorted(self.complete - set(self.prefix()) - self.returned)
-        self.returned.update(found)
-        return found
-
 
 operations = st.one_of(
     st.tuples(st.just("add"), st.integers(-1, 3)),
     st.tuples(st.just("done"), st.integers(0, 12)),
     st.tuples(st.just("done"), st.integers(0, 12)),
     st.tuples(st.just("oldest"), st.just(0)),
-    st.tuples(st.sampled_from(["advance", "behind", "clear"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["advance", "clear"]), st.integers(0, 9)),
 )
 
 
@@ -167,40 +139,32 @@ def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
                 assert reached is None or advanced > reached
                 assert all(position in model.complete for position in model.received if position <= advanced)
                 reached = advanced
-        elif name == "behind":
-            assert tracker.behind() == model.behind()
         elif number == 0:  # clear, but rarely
             tracker.clear()
             model, reached = Model(), None
         open_positions = [position for position in model.received if position not in model.complete]
         assert tracker.pending == len(open_positions)
-        assert tracker.oldest == (open_positions[0] if open_positions else None)
         assert len(tracker) == len(model.received) - len(model.prefix())
 
     for position in model.received:
         tracker.done(position)
         model.complete.add(position)
     assert tracker.advance() == model.advance()
-    assert tracker.behind() == []
-    assert (tracker.oldest, tracker.pending, len(tracker)) == (None, 0, 0)
+    assert (tracker.pending, len(tracker)) == (0, 0)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_everything_completed_is_acknowledged(order: list[int], looks: set[int]) -> None:
-    """Whatever the order of completion, and however often one asks, the range and the single ones cover all."""
+    """Whatever the order of completion, and however often one asks, the ranges cover all."""
     tracker = Tracker()
     for position in range(12):
         tracker.add(position)
     covered: set[int] = set()
     for n, position in enumerate(order):
         tracker.done(position)
-        if n in looks:
-            singly = tracker.behind()
-            assert not covered & set(singly)
-            covered.update(singly)
-            if (reached := tracker.advance()) is not None:
-                covered.update(range(reached + 1))
+        if n in looks and (reached := tracker.advance()) is not None:
+            covered.update(range(reached + 1))
         assert covered <= set(order[: n + 1])
     if (reached := tracker.advance()) is not None:
         covered.update(range(reached + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -24,6 +25,8 @@ confluent: Any = import_module("confluent_kafka")
 admin_module: Any = import_module("confluent_kafka.admin")
 
 _numbers = count()
+_unheard = logging.getLogger("tests.kafka.unheard")
+_unheard.disabled = True
 CANARY = "canary-9f3e"
 SECONDS = 30.0
 """After which what was waited for will not come any more."""
@@ -85,8 +88,14 @@ def collecting(consumer: KafkaConsumer, topic: str, **options: Any) -> tuple[Eve
     return dispatcher, handled
 
 
+earlier_threads: set[threading.Thread] = set()
+"""Those that there were before the test, since another one has left them."""
+
+
 def kafka_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("dispytch kafka")]
+    """The threads of Kafka that the test has."""
+    running = set(threading.enumerate()) - earlier_threads
+    return [thread for thread in running if thread.name.startswith("dispytch kafka")]
 
 
 def closed_port() -> int:
@@ -117,7 +126,7 @@ class Cluster:
     def __init__(self, url: str) -> None:
         self.url = url
         self.servers = url.removeprefix("kafka://").rstrip("/")
-        self.admin: Any = admin_module.AdminClient({"bootstrap.servers": self.servers})
+        self.admin: Any = admin_module.AdminClient({"bootstrap.servers": self.servers}, logger=_unheard)
 
     def create(self, *names: str, partitions: int = 1, **options: str) -> None:
         config = {name.replace("_", "."): value for name, value in options.items()}

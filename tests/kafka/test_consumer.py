@@ -16,6 +16,7 @@ from dispytch.memory import MemoryEventRoute
 from tests.kafka.helpers import (
     Cluster,
     acknowledged,
+    admin_module,
     closed_port,
     confluent,
     kafka_threads,
@@ -253,8 +254,8 @@ async def test_a_revoked_partition_is_committed_and_fenced(cluster: Cluster, str
     deliveries = await receive(first, 20)
     await first.settle(acknowledged([one for one in deliveries if one.position in ("0:0", "1:0")]))
     await second.start([subscription(topic)])
-    await until(lambda: first._reader is not None and len(first._reader._partitions) == 1)
-    given = 1 - next(iter(first._reader._partitions))[1] if first._reader is not None else 0
+    await until(lambda: first._reader is not None and len(first._reader._assignment.partitions) == 1)
+    given = 1 - next(iter(first._reader._assignment.partitions))[1] if first._reader is not None else 0
     await until(lambda: cluster.committed(group, topic, given) == 1)
     await first.settle(acknowledged([one for one in deliveries if one.partition == given]))  # too late
     assert sorted(one.position or "" for one in await receive(second, 9)) == sorted(
@@ -313,7 +314,7 @@ async def test_a_long_handler_does_not_cost_the_membership(cluster: Cluster, cap
     await consumer.start([subscription(topic)])
     deliveries = await receive(consumer, 10)
     assert consumer._reader is not None
-    await until(lambda: consumer._reader is not None and consumer._reader._is_paused)
+    await until(lambda: consumer._reader is not None and consumer._reader._assignment.is_paused)
     held = consumer._reader.queued
     assert held <= 2000
     await anyio.sleep(4.5)
@@ -369,7 +370,7 @@ async def test_stopping_is_prompt(cluster: Cluster) -> None:
     for _ in range(2):
         await consumer.start([subscription(topic)])
         assert consumer._reader is not None
-        await until(lambda: consumer._reader is not None and consumer._reader._partitions)
+        await until(lambda: consumer._reader is not None and consumer._reader._assignment.partitions)
         began = time.monotonic()
         await consumer.stop()
         took.append(time.monotonic() - began)
@@ -434,6 +435,58 @@ async def test_a_topic_that_comes_later_is_read_from_its_start_by_latest_too(clu
     await consumer.stop()
 
 
+@one_loop
+@anyio_mark
+async def test_what_comes_while_there_is_no_connection_is_not_skipped_by_latest(cluster: Cluster) -> None:
+    topic = unique()
+    cluster.create(topic)
+    cluster.produce(topic, b"old")
+    consumer = consumer_of(cluster, start_from="latest")
+    await consumer.start([subscription(topic)])
+    await consumer._close()  # as it is when the connection is lost
+    cluster.admin.create_partitions([admin_module.NewPartitions(topic, 2)])[topic].result(20)
+    await until(lambda: cluster.partitions(topic) == 2)
+    cluster.produce(topic, b"0", partition=0)
+    cluster.produce(topic, b"1", partition=1)
+    await consumer.start([subscription(topic)])
+    assert sorted(str(delivery.payload) for delivery in await receive(consumer, 2)) == ["b'0'", "b'1'"]
+    await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_partitions_that_are_added(cluster: Cluster) -> None:
+    topic = unique()
+    cluster.create(topic)
+    consumer = consumer_of(cluster, config={"topic.metadata.refresh.interval.ms": 300})
+    await consumer.start([subscription(topic)])
+    cluster.admin.create_partitions([admin_module.NewPartitions(topic, 3)])[topic].result(20)
+    await until(lambda: cluster.partitions(topic) == 3)
+    cluster.produce(topic, b"x", partition=2)
+    assert [delivery.position for delivery in await receive(consumer, 1)] == ["2:0"]
+    await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_a_topic_that_is_deleted_and_made_again(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    cluster.produce(topic, *[b"old"] * 5)
+    consumer = consumer_of(cluster, group, config={"topic.metadata.refresh.interval.ms": 300})
+    await consumer.start([subscription(topic)])
+    assert len(await receive(consumer, 5, settle=True)) == 5
+    cluster.admin.delete_topics([topic])[topic].result(20)
+    await until(lambda: not cluster.exists(topic))
+    await until(lambda: topic in caplog.text)
+    cluster.create(topic)
+    cluster.produce(topic, b"new", b"newer")
+    found = await receive(consumer, 2, settle=True)
+    assert [(delivery.position, delivery.payload) for delivery in found] == [("0:0", b"new"), ("0:1", b"newer")]
+    await consumer.stop()
+    assert cluster.committed(group, topic) == 2
+
+
 @pytest.mark.parametrize("topic", ["a b", "größe", "a/{x}", "a:b", ".", "x" * 250])
 def test_subscriptions_that_cannot_be(topic: str) -> None:
     consumer = KafkaConsumer("localhost", group_id="g")
@@ -481,6 +534,25 @@ async def test_topics_are_created_or_missed_in_words(cluster: Cluster, listeners
         await restricted.start([subscription(topic)])
         await restricted.receive(1)
     await restricted.stop()
+    assert kafka_threads() == []
+
+
+@one_loop
+@anyio_mark
+async def test_a_group_that_is_not_for_the_user(cluster: Cluster, listeners: dict[str, str]) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    consumer = KafkaConsumer(f"kafka://bob:bob%27s%20secret@{listeners['SASL_PLAINTEXT']}", group_id=group)
+    with (
+        cluster.allowing("alice", "GROUP", group, "READ"),
+        pytest.raises(BrokerError, match=f"refused the group '{group}'.*allow the user to read"),
+        anyio.fail_after(10),
+    ):
+        await consumer.start([subscription(topic)])
+        await consumer.receive(1)
+    began = time.monotonic()
+    await consumer.stop()
+    assert time.monotonic() - began < 2
     assert kafka_threads() == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter, Redeliver, SubscriptionParam
+from dispytch.ack import AckBeforeProcessing
 from dispytch.kafka import KafkaConsumer, KafkaEventRoute, KafkaEventSubscription, KafkaProducer
 from tests import brokers
 from tests.kafka.helpers import Cluster, collecting, kafka_threads, unique, until
@@ -140,6 +143,54 @@ async def test_a_drain_hands_back_what_was_not_handled(cluster: Cluster) -> None
     async with again.lifespan():
         await until(lambda: len({*done, *handled}) == 500)
     assert len(done) + len(handled) - 500 <= 10
+
+
+_KILLED = """
+import os, sys
+from dispytch import Event, EventDispatcher
+from dispytch.ack import AckBeforeProcessing
+from dispytch.kafka import KafkaConsumer
+
+dispatcher = EventDispatcher(KafkaConsumer(sys.argv[1], group_id=sys.argv[3]), concurrency=50)
+
+@dispatcher.handler(topic=sys.argv[2], ack_policy=AckBeforeProcessing())
+async def handle(event: Event) -> None:
+    os._exit(9)
+
+dispatcher.run()
+"""
+
+
+@one_loop
+async def test_acknowledge_first_commits_before_the_first_handler(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    cluster.produce(topic, *[b'{"n": %d}' % number for number in range(60)])
+    call = [sys.executable, "-c", _KILLED, cluster.servers, topic, group]
+    assert (await anyio.run_process(call, check=False)).returncode == 9
+    assert cluster.committed(group, topic) == 60
+
+
+@one_loop
+async def test_acknowledge_first_does_not_wait_for_the_next_poll(cluster: Cluster) -> None:
+    topic = unique()
+    counted = event_class(topic)
+    handled: list[int] = []
+    dispatcher = EventDispatcher(KafkaConsumer(cluster.servers, group_id=unique("group")))
+
+    @dispatcher.handler(topic=topic, ack_policy=AckBeforeProcessing())
+    async def handle(event: Event[Body]) -> None:
+        handled.append(event.body.n)
+
+    took: list[float] = []
+    async with dispatcher.lifespan(), EventEmitter(KafkaProducer(cluster.servers)) as emitter:
+        for number in range(10):
+            await emitter.emit(counted(n=number))
+            began = time.perf_counter()
+            await until(lambda number=number: number in handled)  # type: ignore[misc]  # called at once
+            took.append(time.perf_counter() - began)
+    assert handled == list(range(10))
+    assert sorted(took)[5] < 0.05, took
 
 
 @one_loop

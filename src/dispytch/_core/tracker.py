@@ -10,10 +10,10 @@ __all__ = ["Tracker"]
 class Tracker:
     """Tracks the completion of positions (offsets, delivery tags), which increase but need not be consecutive.
 
-    Every operation takes constant time, amortised, except that ``behind`` sorts what it returns.
+    Every operation takes constant time, amortised.
     """
 
-    __slots__ = ("_behind", "_last", "_open", "_order", "_reached")
+    __slots__ = ("_last", "_open", "_order", "_reached")
 
     def __init__(self) -> None:
         self.clear()
@@ -29,7 +29,6 @@ class Tracker:
         # In order of receipt, beginning with the oldest incomplete position.
         self._order: deque[int] = deque()
         self._open: set[int] = set()
-        self._behind: set[int] = set()
 
     def add(self, position: int) -> None:
         """Receive a position; ``ValueError`` if it is not greater than the one before."""
@@ -45,12 +44,8 @@ class Tracker:
             return False
         self._open.remove(position)
         order = self._order
-        if position != order[0]:
-            self._behind.add(position)
-            return True
         while order and order[0] not in self._open:
             self._reached = order.popleft()
-            self._behind.discard(self._reached)
         return True
 
     def advance(self) -> int | None:
@@ -61,26 +56,10 @@ class Tracker:
         reached, self._reached = self._reached, None
         return reached
 
-    def behind(self) -> list[int]:
-        """Return, ascending, the positions that are complete behind an incomplete one; each only once, ever.
-
-        This is for transports that can acknowledge singly. It changes nothing else: ``advance`` covers these positions
-        too, once the gap before them has closed, and can return one of them. Mind brokers that refuse to have a
-        position acknowledged twice: RabbitMQ does, even where it is the end of a range (``multiple``).
-        """
-        positions = sorted(self._behind)
-        self._behind.clear()
-        return positions
-
     @property
     def pending(self) -> int:
         """How many positions were received and are not complete."""
         return len(self._open)
-
-    @property
-    def oldest(self) -> int | None:
-        """The oldest incomplete position, or None if all are complete."""
-        return self._order[0] if self._order else None
 
     def __len__(self) -> int:
         """How many positions are held in memory: the oldest incomplete one and all received after it."""

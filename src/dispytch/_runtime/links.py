@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from dispytch._core.context import Pause
 from dispytch._core.messages import Settlement
 from dispytch._runtime.wiring import Wired
-from dispytch.errors import BrokerUnreachableError, DeliveryError, DispytchError
+from dispytch.abc import Consumer, Delivery
+from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
 
 __all__ = ["SETTLE_TIMEOUT", "Link"]
 
@@ -54,6 +55,9 @@ class Link:
         self.wired: Wired = wired
         self.consumer = wired.consumer
         self.name = type(wired.consumer).__name__
+        can_tell = type(self.consumer).is_stale is not Consumer.is_stale
+        self.is_stale: Callable[[Delivery], bool] | None = self.consumer.is_stale if can_tell else None
+        """See `Consumer.is_stale`; ``None`` where it is never so, which saves asking."""
         prefetch = self.consumer.prefetch
         self.window = self.consumer.window = concurrency + (concurrency if prefetch is None else prefetch)
         self.pause: Pause = pause
@@ -110,6 +114,16 @@ class Link:
         except BrokerUnreachableError as unreachable:
             error = unreachable
         return [(settlement, error) for settlement in batch]
+
+    async def flush_consumer(self) -> DispytchError | None:
+        """Waits until what was sent has reached the broker; why it may not have."""
+        try:
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + SETTLE_TIMEOUT):
+                await self.consumer.flush()
+                return None
+            return DeliveryError(f"it took over {SETTLE_TIMEOUT:g} s")
+        except BrokerError as error:
+            return error
 
     async def _settle_batch(self) -> bool:
         """Settles what is in the outbox; False if some of it has to be tried again."""

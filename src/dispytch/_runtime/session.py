@@ -195,6 +195,13 @@ class Session:
                     if not await link.pause(delay):
                         return
                     delay = min(delay * 2, 5.0)
+            while (error := await link.flush_consumer()) is not None:
+                logger.warning("%s could not make sure that events are acknowledged: %s", link.name, error)
+                # Where the connection is lost, none of them can be acknowledged any more: they are handled, and may
+                # come again.
+                if isinstance(error, BrokerUnreachableError) or not await link.pause(delay):
+                    return
+                delay = min(delay * 2, 5.0)
         finally:
             # Those never acknowledged are never handled: the broker delivers them again.
             unknown = {id(settlement.delivery) for settlement in pending}

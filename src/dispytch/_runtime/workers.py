@@ -145,6 +145,14 @@ class Workers:
                 work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
                 done(work)
                 continue
+            if (
+                (is_stale := work.link.is_stale) is not None
+                and not work.route.ack_first
+                and is_stale(work.opened.delivery)
+            ):
+                work.link.let_go(1)
+                done(work)
+                continue
             work.started = clock()
             running[id(work)] = work
             try:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.settings import import_confluent
 
 __all__ = ["Commits"]
-
-logger: logging.Logger = logging.getLogger("dispytch")
 
 _EVERY = 1.0
 """Seconds between two commits."""
@@ -24,10 +21,14 @@ _ANSWER_WITHIN = 15.0
 
 
 class Commits:
-    """One asynchronous commit at a time, since closing waits for every one that is under way."""
+    """One asynchronous commit at a time, since closing waits for every one that is under way.
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    Args:
+        lock: The reader's, under which the loop changes partitions.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
         self._count = 0
         self._at = time.monotonic()
         self._is_under_way = False
@@ -37,7 +38,7 @@ class Commits:
         """So many events more are done. In the loop."""
         self._count += events
 
-    def due(self, partitions: Collection[Partition], lock: threading.Lock) -> dict[tuple[str, int], int] | None:
+    def due(self, partitions: Collection[Partition]) -> dict[tuple[str, int], int] | None:
         """The offsets to commit now."""
         if not self._count and not self._has_failed:
             return None
@@ -47,11 +48,9 @@ class Commits:
             return None
         if self._is_under_way and elapsed < _ANSWER_WITHIN:
             return None
-        self._count, self._has_failed = (
-            0,
-            False,
-        )  # what is counted meanwhile by the loop, and lost here, is committed with the next
-        with lock:
+        # What is counted meanwhile by the loop, and lost here, is committed with the next.
+        self._count, self._has_failed = 0, False
+        with self._lock:
             found = {one.key: offset for one in partitions if (offset := one.to_commit) is not None}
         self._at = now
         if not found:
@@ -77,17 +76,24 @@ class Commits:
         passing = (known.REBALANCE_IN_PROGRESS, known.ILLEGAL_GENERATION, known.UNKNOWN_MEMBER_ID, known._NO_OFFSET)
         return None if failure is None or failure.code() in passing else failure
 
-    def now(self, consumer: Any, offsets: list[Any]) -> None:
-        """Commits, and waits for it: the partitions are about to change hands."""
+    def now(self, consumer: Any, partitions: Iterable[Partition]) -> Any | None:
+        """Commits what is done of some partitions, and waits for the answer; the error, if it was one."""
         confluent = import_confluent()
+        with self._lock:
+            wanted = [(one, offset) for one in partitions if (offset := one.to_commit) is not None]
+        if not wanted:
+            return None
+        offsets = [confluent.TopicPartition(*one.key, offset) for one, offset in wanted]
+        failure: Any = None
         try:
-            for one in consumer.commit(offsets=offsets, asynchronous=False) or ():
-                if one.error is not None:
-                    raise confluent.KafkaException(one.error)
+            answers = consumer.commit(offsets=offsets, asynchronous=False) or ()
         except confluent.KafkaException as error:
-            logger.warning(
-                "Offsets could not be committed before their partitions were given up, so some events will come again "
-                "from Kafka at %s: %s",
-                self._address,
-                error.args[0].str(),
-            )
+            failure = error.args[0]
+        else:
+            failure = next((one.error for one in answers if one.error is not None), None)
+        if failure is not None:
+            self._has_failed = True
+            return failure
+        for one, offset in wanted:
+            one.committed = offset
+        return None

@@ -10,8 +10,9 @@ import anyio.lowlevel
 from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Message, Outcome, Settlement, Subscription
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.kafka.addresses import Topics, check_pattern
+from dispytch.kafka.plan import Beginnings, Plan
 from dispytch.kafka.producer import FEATURES, KafkaProducer
-from dispytch.kafka.reader import Plan, Reader
+from dispytch.kafka.reader import Reader
 from dispytch.kafka.routes import KafkaEventRoute, topic_problem
 from dispytch.kafka.settings import Settings, import_confluent
 
@@ -70,7 +71,7 @@ class KafkaConsumer(Consumer):
         self.group_id: str = group_id
         self.max_payload_bytes: int = max_payload_bytes
         self._settings = Settings.of(kafka, config, "consumer")
-        self._start_from: Literal["earliest", "latest"] = start_from
+        self._beginnings = Beginnings() if start_from == "latest" else None
         self._max_uncommitted = max_uncommitted
         self._declare = declare
         letters = self._settings.for_connecting({"message.max.bytes": _LETTER_MAX_BYTES})
@@ -107,7 +108,7 @@ class KafkaConsumer(Consumer):
             return
         await self._close()
         reader = Reader(
-            Plan(self._settings, self.group_id, self._start_from, self._max_uncommitted, self._declare, Topics(wanted))
+            Plan(self._settings, self.group_id, self._beginnings, self._max_uncommitted, self._declare, Topics(wanted))
         )
         await reader.open()
         self._reader = reader
@@ -152,9 +153,18 @@ class KafkaConsumer(Consumer):
                 self._reader.release(released)
         return list(failed.items())
 
+    def is_stale(self, delivery: Delivery) -> bool:
+        return bool(delivery.token[0].is_lost)
+
+    async def flush(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._reader is not None:
+            await self._reader.flush()
+
     async def stop(self) -> None:
         self._is_started = False
         self._subscriptions = ()
+        self._beginnings = None if self._beginnings is None else Beginnings()
         await self._close()
         await self._letters.stop()
 

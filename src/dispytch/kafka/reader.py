@@ -5,30 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 
-from dispytch._bridge import Waker
+from dispytch._bridge import Loop, Waker
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
-from dispytch.kafka.addresses import Topics
+from dispytch.kafka.assignment import Assignment
 from dispytch.kafka.commits import Commits
 from dispytch.kafka.deliveries import delivery_of
 from dispytch.kafka.inbox import Inbox
-from dispytch.kafka.partitions import Partition
-from dispytch.kafka.settings import LibraryLog, Settings, import_confluent
+from dispytch.kafka.plan import Plan
+from dispytch.kafka.settings import LibraryLog, import_confluent
 from dispytch.kafka.topics import missing_topics
 from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
 
-__all__ = ["Plan", "Reader"]
+__all__ = ["Reader"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
 _POLL = 0.1
 """Seconds that the thread waits for a message; a stop waits as long, at most."""
+_SHORT_POLL = 0.005
+"""The same where events are acknowledged first, since their handlers wait for the commit."""
 _MOST_AT_ONCE = 499
 _MOST_QUEUED = 1000
 """Messages that wait for the loop before the thread stops fetching."""
@@ -54,16 +56,17 @@ _USUAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a reader is to do; see `KafkaConsumer`."""
+class _Flush:
+    """Somebody in the loop waits until what is done has been committed."""
 
-    settings: Settings
-    group_id: str
-    start_from: Literal["earliest", "latest"]
-    max_uncommitted: int
-    declare: bool
-    topics: Topics
+    def __init__(self, loop: Loop) -> None:
+        self.done = anyio.Event()
+        self.is_committed = False
+        self.failure: str | None = None
+        self._loop = loop
+
+    def finish(self) -> None:
+        self._loop.post(self.done.set)
 
 
 class Reader:
@@ -76,23 +79,21 @@ class Reader:
         self._log = LibraryLog()
         self._consumer: Any = None
         self._lock = threading.Lock()
-        self._partitions: dict[tuple[str, int], Partition] = {}
-        self._commits = Commits(plan.settings.address)
+        self._commits = Commits(self._lock)
+        self._assignment = Assignment(plan, self._commits, self._lock, self._say)
         # What waits is uncommitted too: it alone must not bring a partition to its limit.
         self._inbox = Inbox(min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1)), self._lock)
+        self._flushes: deque[_Flush] = deque()
+        self._poll_seconds = _POLL
         self._stopping = False
         self._is_open = False
         self._ended = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._waker: Waker
+        self._loop: Loop
         self._is_subscribed = False
-        self._is_assigned = False
-        self._is_paused = False
         self._full_since: float | None = None
-        self._to_pause: list[Partition] = []
-        self._full: list[Partition] = []
-        self._existing: set[tuple[str, int]] = set()
         self._looked_at = 0.0
         self._is_down_said = False
         self._said: dict[str, float] = {}
@@ -105,7 +106,7 @@ class Reader:
         Raises:
             BrokerError, ConfigurationError: it did not work.
         """
-        self._waker = Waker()
+        self._waker, self._loop = Waker(), Loop()
         self._thread = threading.Thread(target=self._run, name="dispytch kafka consumer", daemon=True)
         self._thread.start()
         try:
@@ -146,6 +147,23 @@ class Reader:
         self._inbox.put_back(deliveries)
         self._waker.wake()
 
+    async def flush(self) -> None:
+        """Waits until what is done has been committed.
+
+        Raises:
+            BrokerUnreachableError: this reader will not commit any more.
+            BrokerError: it could not be committed now.
+        """
+        flush = _Flush(self._loop)
+        self._flushes.append(flush)
+        self._inbox.tell_room()
+        if not self._ended:  # or nobody would look at it
+            await flush.done.wait()
+        if self._ended and not flush.is_committed:
+            raise BrokerUnreachableError(f"there is no connection to Kafka at {self._settings.address}")
+        if flush.failure is not None:
+            raise BrokerError(f"offsets could not be committed at Kafka at {self._settings.address}: {flush.failure}")
+
     async def close(self) -> None:
         """Commits, leaves the group, and ends the thread. Idempotent."""
         thread, self._thread = self._thread, None
@@ -159,6 +177,7 @@ class Reader:
         if self._ended:
             thread.join()
         else:
+            self._assignment.without(list(self._assignment.partitions))  # what is settled from now on is in vain
             logger.warning(
                 "The thread that consumes from Kafka at %s is left to itself: it does not return.",
                 self._settings.address,
@@ -199,6 +218,8 @@ class Reader:
             finally:
                 self._ended = True
                 self._waker.wake()
+                while self._flushes:
+                    self._flushes.popleft().finish()
 
     def _open(self) -> None:
         plan, topics = self._plan, self._plan.topics
@@ -206,8 +227,8 @@ class Reader:
         own.update((name, value) for name, value in _USUAL.items() if self._settings.get(name) is None)
         own["error_cb"] = self._trouble.note
         own["on_commit"] = self._committed
-        if self._settings.get("group.protocol") != "consumer":
-            own["partition.assignment.strategy"] = self._strategy
+        if not self._assignment.is_decided_by_brokers:
+            own["partition.assignment.strategy"] = self._assignment.strategy
         if topics.blacklist is not None and self._settings.get("topic.blacklist") is None:
             own["topic.blacklist"] = topics.blacklist
         if topics.patterns and self._settings.get("topic.metadata.refresh.interval.ms") is None:
@@ -217,21 +238,19 @@ class Reader:
         existing = reach(
             self._consumer, self._trouble, CONNECT_TIMEOUT, None, self._serve_unsubscribed, lambda: self._stopping
         )
-        self._existing = {(name, number) for name, topic in existing.topics.items() for number in topic.partitions}
+        if (beginnings := plan.beginnings) is not None and beginnings.existing is None:
+            topics_there = existing.topics.items()
+            beginnings.existing = {(name, number) for name, topic in topics_there for number in topic.partitions}
         self._declare(topics.literal, None)
         self._declare(topics.dead, {"max.message.bytes": _DEAD_LETTER_BYTES})
         names = [*topics.literal, *topics.patterns]
         if names:
             self._is_subscribed = True
-            self._consumer.subscribe(names, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-        if plan.start_from == "latest" and names:
+            self._assignment.subscribe(self._consumer, names)
+        if plan.beginnings is not None and names:
             self._await_assignment()
         self._is_open = True
         self._waker.wake()
-
-    @property
-    def _strategy(self) -> str:
-        return str(self._settings.get("partition.assignment.strategy", "cooperative-sticky"))
 
     def _declare(self, topics: Sequence[str], options: dict[str, str] | None) -> None:
         if not topics:
@@ -254,11 +273,14 @@ class Reader:
             )
 
     def _serve_unsubscribed(self) -> None:
-        self._consumer.poll(0)
+        message = self._consumer.poll(0)
+        # The client may learn now, and say but once, that the group is not for us.
+        if message is not None and message.error() is not None:
+            self._complain(message.error())
 
     def _await_assignment(self) -> None:
         end = time.monotonic() + _ASSIGNED_WITHIN
-        while not self._stopping and not self._is_assigned:
+        while not self._stopping and not self._assignment.is_known:
             if time.monotonic() > end:
                 raise BrokerUnreachableError(
                     f"Kafka at {self._settings.address} has assigned no partitions within {_ASSIGNED_WITHIN:g} s; "
@@ -271,12 +293,12 @@ class Reader:
         try:
             if consumer is not None:
                 self._settle_down(consumer)
-                if self._is_subscribed and not self._partitions:
+                if self._is_subscribed and not self._assignment.partitions:
                     # A cooperative member without partitions would leave without a word when it closes.
                     consumer.unsubscribe()
                 consumer.close()  # has its partitions revoked, which commits
         finally:
-            self._without(list(self._partitions))
+            self._assignment.without(list(self._assignment.partitions))
 
     def _settle_down(self, consumer: Any) -> None:
         # Who leaves in the midst of a rebalance is not heard, since the broker answers the request to join first; the
@@ -290,25 +312,25 @@ class Reader:
     # --- in the thread: receiving
 
     def _step(self) -> None:
-        self._look_after_partitions()
+        self._assignment.look_after(self._consumer)
         self._look_after_connection()
-        if (offsets := self._commits.due(self._partitions.values(), self._lock)) is not None:
+        if (offsets := self._commits.due(self._assignment.partitions.values())) is not None:
             self._commit(offsets)
+        if self._flushes:
+            self._flush()
         if self._has_room():
-            self._poll(_POLL)
-        elif self._is_paused:
-            self._poll(_POLL)  # nothing comes, but the group sees that we are alive
+            self._poll(self._poll_seconds)
+        elif self._assignment.is_paused:
+            self._poll(self._poll_seconds)  # nothing comes, but the group sees that we are alive
         else:
             self._inbox.wait_for_room(_POLL / 2)
 
     def _has_room(self) -> bool:
-        if self._is_paused:
+        if self._assignment.is_paused:
             if not self._inbox.is_half_empty:
                 return False
-            self._is_paused, self._full_since = False, None
-            self._pause_or_resume(
-                "resume", [one for one in self._partitions.values() if one.is_taken and not one.is_full]
-            )
+            self._full_since = None
+            self._assignment.resume(self._consumer)
             return True
         if not self._inbox.is_full:
             self._full_since = None
@@ -317,14 +339,13 @@ class Reader:
         if self._full_since is None:
             self._full_since = now
         elif now - self._full_since > _PAUSE_AFTER:
-            self._is_paused = True
-            self._pause_or_resume("pause", self._partitions.values())
+            self._assignment.pause(self._consumer)
         return False
 
     def _poll(self, seconds: float) -> None:
         message = self._consumer.poll(seconds)
-        if self._error is not None:
-            raise self._error
+        if (error := self._assignment.error) is not None:
+            raise error
         if message is None:
             return
         self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._inbox.most), 0)])
@@ -337,32 +358,22 @@ class Reader:
                 if (error := message.error()) is not None:
                     self._complain(error)
                     continue
-                partition = self._partitions.get((message.topic(), message.partition()))
+                partition = self._assignment.partitions.get((message.topic(), message.partition()))
                 if partition is None or not partition.is_taken:
                     continue
                 offset = message.offset()
                 if offset <= partition.last:
-                    partition = self._rewound(partition)
+                    partition = self._assignment.rewound(partition)
                 partition.last = offset
                 partition.tracker.add(offset)
                 delivery = delivery_of(message, partition, offset)
                 size += len(delivery.payload or b"")
                 deliveries.append(delivery)
-                if len(partition.tracker) >= self._plan.max_uncommitted and not partition.is_full:
-                    partition.is_full = True
-                    self._full.append(partition)
-                    self._to_pause.append(partition)
+                self._assignment.is_held(partition)
             if deliveries:
                 self._inbox.put(deliveries, size)
         if deliveries:
             self._waker.wake()
-
-    def _rewound(self, partition: Partition) -> Partition:
-        # It was lost and assigned again within one call: what was received before is not ours to settle.
-        partition.is_lost = True
-        new = Partition(*partition.key, partition.is_taken)
-        self._partitions[partition.key] = new
-        return new
 
     def _complain(self, error: Any) -> None:
         known = import_confluent().KafkaError
@@ -383,80 +394,19 @@ class Reader:
             self._said[words] = now
             logger.warning(text, self._settings.address, words)
 
-    # --- in the thread: partitions
-
-    def _look_after_partitions(self) -> None:
-        if self._to_pause:
-            paused, self._to_pause = self._to_pause, []
-            self._pause_or_resume("pause", paused)
-        if self._full:
-            roomy = [one for one in self._full if len(one.tracker) <= self._plan.max_uncommitted // 2 or one.is_lost]
-            for partition in roomy:
-                self._full.remove(partition)
-                partition.is_full = False
-            if not self._is_paused:
-                self._pause_or_resume("resume", roomy)
-
-    def _pause_or_resume(self, what: Literal["pause", "resume"], partitions: Iterable[Partition]) -> None:
-        confluent = import_confluent()
-        chosen = [confluent.TopicPartition(*one.key) for one in partitions if self._partitions.get(one.key) is one]
-        if chosen:
-            getattr(self._consumer, what)(chosen)
-
-    def _assigned(self, consumer: Any, assigned: Sequence[Any]) -> None:
-        try:
-            if self._plan.start_from == "latest" and assigned:
-                self._begin_at_end(consumer, assigned)
-            with self._lock:
-                for one in assigned:
-                    partition = Partition(one.topic, one.partition, self._plan.topics.takes(one.topic))
-                    self._partitions[partition.key] = partition
-                    if self._is_paused or not partition.is_taken:
-                        self._to_pause.append(partition)
-            self._is_assigned = True
-        except BaseException as error:  # it would end in the client
-            self._error = error
-
-    def _begin_at_end(self, consumer: Any, assigned: Sequence[Any]) -> None:
-        """Partitions that nobody of the group has read begin at their end, unless they came into being after us."""
-        confluent = import_confluent()
-        unread = []
-        for one in consumer.committed(list(assigned), timeout=CONNECT_TIMEOUT):
-            if one.error is None and one.offset < 0 and (one.topic, one.partition) in self._existing:
-                _, end = consumer.get_watermark_offsets(one, timeout=CONNECT_TIMEOUT)
-                unread.append(confluent.TopicPartition(one.topic, one.partition, end))
-        positions = {(one.topic, one.partition): one.offset for one in unread}
-        for one in assigned:
-            one.offset = positions.get((one.topic, one.partition), one.offset)
-        is_incremental = self._settings.get("group.protocol") == "consumer" or "cooperative" in self._strategy
-        (consumer.incremental_assign if is_incremental else consumer.assign)(list(assigned))
-        if unread:  # or whoever comes next would begin at a later end, and miss what is between
-            self._commits.now(consumer, unread)
-
-    def _revoked(self, consumer: Any, revoked: Sequence[Any]) -> None:
-        offsets = []
-        confluent = import_confluent()
-        for partition in self._without((one.topic, one.partition) for one in revoked):
-            if partition.to_commit is not None:
-                offsets.append(confluent.TopicPartition(*partition.key, partition.to_commit))
-        if offsets:
-            self._commits.now(consumer, offsets)
-
-    def _lost(self, consumer: Any, lost: Sequence[Any]) -> None:
-        count = len(self._without((one.topic, one.partition) for one in lost))
-        self._say("Kafka at %s: %s", f"{count} partitions were lost to others of the group; their events come again")
-
-    def _without(self, gone: Iterable[tuple[str, int]]) -> list[Partition]:
-        found = []
-        with self._lock:
-            for key in gone:
-                partition = self._partitions.pop(key, None)
-                if partition is not None:
-                    partition.is_lost = True
-                    found.append(partition)
-        return found
-
     # --- in the thread: committing, and the connection
+
+    def _flush(self) -> None:
+        self._poll_seconds = _SHORT_POLL
+        waiting = [self._flushes.popleft() for _ in range(len(self._flushes))]
+        try:
+            failure = self._commits.now(self._consumer, self._assignment.partitions.values())
+            words = None if failure is None else self._trouble.words(failure)
+            for flush in waiting:
+                flush.failure, flush.is_committed = words, failure is None
+        finally:
+            for flush in waiting:
+                flush.finish()
 
     def _commit(self, offsets: dict[tuple[str, int], int]) -> None:
         confluent = import_confluent()
@@ -467,7 +417,7 @@ class Reader:
             self._committed(error.args[0], chosen)
 
     def _committed(self, error: Any, offsets: Sequence[Any]) -> None:
-        failure = self._commits.came_back(error, offsets, self._partitions)
+        failure = self._commits.came_back(error, offsets, self._assignment.partitions)
         if failure is not None:
             self._say(
                 "Offsets could not be committed at Kafka at %s, and will be again: %s", self._trouble.words(failure)

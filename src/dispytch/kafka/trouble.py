@@ -20,6 +20,10 @@ _PATIENCE = 2.0
 _SLICE = 0.25
 _WHERE = re.compile(r"^\S+/(?:bootstrap|\d+): ")
 _WHEN = re.compile(r" \(after \d+ms in state \w+\)")
+_REFUSED = "Connection refused"
+_ADVICE = "check the address, and that the server is running"
+_WANTS = "; and what it wants: TLS (kafka+ssl://), or a user and a password"
+"""A server drops a connection that is not what it wants without a word."""
 
 
 class Trouble:
@@ -60,7 +64,7 @@ class Trouble:
         elif code == known._RESOLVE:
             self.text = f"{self.words(error)}; check the address"
         elif code == known._TRANSPORT:
-            self.text = f"{self.words(error)}; check the address, that the server is running, and TLS (kafka+ssl://)"
+            self.text = f"{self.words(error)}; {_ADVICE if _REFUSED in error.str() else _ADVICE + _WANTS}"
         else:
             return
         if self.since is None:
@@ -77,10 +81,7 @@ class Trouble:
 
     def error(self, cause: BaseException | None = None) -> BrokerUnreachableError:
         """The trouble as an error."""
-        why = self.text or (
-            "no answer came; check the address, that the server is running, and what it wants: TLS (kafka+ssl://), or "
-            "a user and a password"
-        )
+        why = self.text or f"no answer came; {_ADVICE}{_WANTS}"
         found = BrokerUnreachableError(f"cannot connect to Kafka at {self._settings.address}: {why}")
         found.__cause__ = cause
         return found

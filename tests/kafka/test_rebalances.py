@@ -1,0 +1,118 @@
+"""What is held of a partition when it goes to another member, and when it comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from dispytch import Event, EventDispatcher
+from dispytch.abc import Delivery
+from dispytch.kafka import KafkaConsumer
+from tests.kafka.helpers import Cluster, acknowledged, receive, subscription, unique, until
+
+anyio_mark = pytest.mark.anyio
+one_loop = pytest.mark.parametrize("anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], scope="module")
+strategies = pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+
+
+def member(cluster: Cluster, group: str, strategy: str = "cooperative-sticky", **options: object) -> KafkaConsumer:
+    config = {"heartbeat.interval.ms": 100, "partition.assignment.strategy": strategy}
+    return KafkaConsumer(cluster.servers, group_id=group, config=config, **options)  # type: ignore[arg-type]
+
+
+def assigned(consumer: KafkaConsumer) -> set[int]:
+    return set() if consumer._reader is None else {number for _, number in consumer._reader._assignment.partitions}
+
+
+@one_loop
+@anyio_mark
+@strategies
+async def test_what_is_buffered_of_a_lost_partition_is_dropped(cluster: Cluster, strategy: str) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic, partitions=2)
+    for number in (0, 1):
+        cluster.produce(topic, *[b"x"] * 100, partition=number)
+    first, second = member(cluster, group, strategy), member(cluster, group, strategy)
+    await first.start([subscription(topic)])
+    assert first._reader is not None
+    await until(lambda: first._reader is not None and first._reader.queued == 200)
+    taken = await receive(first, 10)
+    await second.start([subscription(topic)])
+    await until(lambda: len(assigned(first)) == 1 and len(assigned(second)) == 1)
+    await first.settle([])
+    rest: list[Delivery] = []
+    with anyio.move_on_after(1.0):
+        while True:
+            rest += await first.receive(50)
+    assert {one.partition for one in rest} <= assigned(first)
+    theirs = await receive(second, 100)
+    assert {one.partition for one in theirs} == assigned(second)
+    ours = [one for one in [*taken, *rest] if one.partition in assigned(first)]
+    assert {one.position for one in ours} == {f"{one.partition}:{n}" for one in ours for n in range(100)}
+    await first.stop()
+    await second.stop()
+
+
+@one_loop
+@anyio_mark
+@strategies
+async def test_a_paused_partition_that_comes_back_is_read_on(cluster: Cluster, strategy: str) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic, partitions=2)
+    for number in (0, 1):
+        cluster.produce(topic, *[b"x"] * 500, partition=number)
+    first, second = (member(cluster, group, strategy, max_uncommitted=50) for _ in range(2))
+    await first.start([subscription(topic)])
+    held = await receive(first, 100)
+    assert first._reader is not None
+    await until(lambda: first._reader is not None and len(first._reader._assignment._full) == 2)
+    await second.start([subscription(topic)])
+    await until(lambda: len(assigned(first)) == 1 and len(assigned(second)) == 1)
+    await second.stop()
+    await until(lambda: len(assigned(first)) == 2)
+    seen: set[str | None] = set()
+    await first.settle(acknowledged(held))
+    seen.update(one.position for one in held)
+    with anyio.fail_after(20):
+        while len(seen) < 1000:
+            found = list(await first.receive(50))
+            seen.update(one.position for one in found)
+            await first.settle(acknowledged(found))
+    await first.stop()
+    assert [cluster.committed(group, topic, number) for number in (0, 1)] == [500, 500]
+
+
+@one_loop
+@anyio_mark
+async def test_what_waits_in_the_dispatcher_of_a_lost_partition_is_not_handled(cluster: Cluster) -> None:
+    topic, group = unique(), unique("group")
+    cluster.create(topic, partitions=2)
+    for number in (0, 1):
+        cluster.produce(topic, *[b"{}"] * 10, partition=number)
+    first, second = member(cluster, group), member(cluster, group)
+    dispatcher = EventDispatcher(first, concurrency=10, ordering="partition")
+    gate = anyio.Event()
+    started: list[str] = []
+
+    @dispatcher.handler(topic=topic)
+    async def handle(event: Event[Any]) -> None:
+        started.append(event.meta.id)
+        await gate.wait()
+
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().queued == 18)
+        assert len(started) == 2
+        await second.start([subscription(topic)])
+        await until(lambda: len(assigned(first)) == 1 and len(assigned(second)) == 1)
+        theirs = await receive(second, 10, settle=True)
+        gate.set()
+        await until(lambda: dispatcher.health().in_flight == 0 and dispatcher.health().queued == 0)
+        assert {one.partition for one in theirs} == assigned(second)
+        given = {f"{next(iter(assigned(second)))}:{n}" for n in range(10)}
+        assert not given & set(started[2:])
+        cluster.produce(topic, b"{}", partition=next(iter(assigned(first))))
+        total = len(started)
+        await until(lambda: len(started) == total + 1)
+    await second.stop()
