@@ -67,6 +67,19 @@ async def test_there_and_back(names: Names, driver: Driver | None) -> None:
     assert count(names.url, names.queue) == 0
 
 
+async def test_a_first_start_and_its_stop_are_silent(
+    names: Names, driver: Driver | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher = dispatcher_of(names, driver)
+
+    @dispatcher.handler(Paid)
+    async def on_paid(event: Event[Paid]) -> None: ...
+
+    async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
+        await emitter.emit(Paid(order="1"))
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_two_groups_get_all_and_one_group_shares(names: Names, driver: Driver | None) -> None:
     seen: Counter[tuple[str, int]] = Counter()
     other = names.another_queue()
