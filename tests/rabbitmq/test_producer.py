@@ -127,6 +127,24 @@ async def test_one_id_twice_gets_each_its_own_outcome(names: Names, driver: Driv
     assert [isinstance(outcome, Receipt) for outcome in outcomes] == [number % 3 != 0 for number in range(12)]
 
 
+async def test_one_id_in_several_tasks(names: Names, driver: Driver | None) -> None:
+    names.bind("known")
+    sender = producer(names.url, names, driver)
+    assert isinstance((await sender.send([message("known")], 10))[0], Receipt)
+    outcomes: list[tuple[str, object]] = []
+
+    async def emit(key: str) -> None:
+        outcomes.append((key, (await sender.send([message(key, id="same")], 10))[0]))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(emit, "known")
+            group.start_soon(emit, "unknown")
+    await sender.stop()
+    assert len(outcomes) == 10
+    assert all(isinstance(outcome, Receipt) is (key == "known") for key, outcome in outcomes)
+
+
 async def test_many_are_pipelined_and_stay_in_order(names: Names, driver: Driver | None) -> None:
     names.bind()
     sender = producer(names.url, names, driver)

@@ -171,10 +171,12 @@ class AioPikaOutlet:
                         if batch.hand_over():
                             batch.reject(index, f"RabbitMQ has no exchange {exchange!r} for the event: {error}", error)
                         continue
+                    await self._slots.acquire()
                     # What is returned is told by its id: two of one id are never in flight at once.
                     while (other := self._ids.get(message.id)) is not None:
+                        self._slots.release()
                         await other.wait()
-                    await self._slots.acquire()
+                        await self._slots.acquire()
                     if not batch.hand_over():
                         self._slots.release()
                         break
