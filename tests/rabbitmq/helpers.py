@@ -107,6 +107,7 @@ class Proxy:
         self.accepted = 0
         self.frozen = False
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._swallowed: dict[socket.socket, socket.socket] = {}
         self._lock = threading.Lock()
         self._ended = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -151,10 +152,17 @@ class Proxy:
                     one.shutdown(socket.SHUT_RDWR)
             self._close(*self._pairs)
 
+    def swallow(self) -> None:
+        """Has the connections that there are hear and say nothing any more; new ones work."""
+        with self._lock:
+            self._swallowed |= self._pairs
+            self._pairs = {}
+
     def close(self) -> None:
         self._ended = True
         self._thread.join()
         self.cut()
+        self._close(*self._swallowed)
         self._listener.close()
 
 

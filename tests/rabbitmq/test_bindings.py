@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispytch._core.patterns import Matcher, Pattern
+from dispytch.errors import BrokerUnreachableError
 from dispytch.rabbitmq.bindings import binding_key
 from dispytch.rabbitmq.tags import Tags
+from dispytch.rabbitmq.topology import Refused, Topology
 
 
 def topic_matches(binding: str, key: str) -> bool:
@@ -105,6 +107,17 @@ def test_no_tag_is_settled_twice_and_none_is_left_out(data: st.DataObject) -> No
             at_broker.remove(tag)
         wanted |= (set(acks) | set(releases)) & set(range(received + 1))
         assert at_broker == set(range(1, received + 1)) - wanted == set(tags.open())
+
+
+def test_what_is_away_for_a_while_is_not_taken_for_missing() -> None:
+    for step, _ in enumerate(Topology({}, declare=True, queues={"q": None}).steps()):
+        assert step < 10
+    steps = Topology({}, declare=True, queues={"q": None}).steps()
+    next(steps)
+    with pytest.raises(BrokerUnreachableError):
+        steps.throw(
+            Refused(404, "NOT_FOUND - home node 'b@c' of durable queue 'q' in vhost '/' is down or inaccessible")
+        )
 
 
 def test_words_of_a_binding_are_never_half_wild() -> None:

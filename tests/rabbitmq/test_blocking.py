@@ -28,6 +28,7 @@ from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, Rabbit
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
 from tests.rabbitmq.helpers import Names, closed_port, count, drain, message, our_threads, proxy_to
+from tests.support import blocking_until
 
 PROJECT = Path(__file__).parents[2]
 
@@ -98,6 +99,48 @@ def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> Non
         thread.join()
         assert len(found) == 3
         proxy.frozen = False
+
+
+def test_a_half_open_connection_is_noticed_within_three_heartbeats(names: Names) -> None:
+    with proxy_to(names.url) as proxy:
+        url = f"{proxy.url}?heartbeat=1"
+        dispatcher = EventDispatcher(RabbitMQConsumer(url, queue=names.queue, exchange=names.exchange))
+        seen: list[int] = []
+
+        @dispatcher.handler(topic="ping")
+        def on_ping(event: Event[Ping]) -> None:
+            seen.append(event.body.number)
+
+        sender = BlockingRabbitMQProducer(url, names.exchange)
+        with dispatcher:
+            assert isinstance(sender.send([message("ping", b'{"number":1}')], 5)[0], Receipt)
+            blocking_until(lambda: len(seen) == 1)
+            proxy.swallow()
+            began = time.monotonic()
+            (outcome,) = sender.send([message("ping", b'{"number":2}')], 20)
+            assert isinstance(outcome, EmitTimeoutError)
+            assert "may have gone" in str(outcome)
+            assert time.monotonic() - began < 4  # 3 on a machine with nothing else to do
+            assert isinstance(sender.send([message("ping", b'{"number":3}')], 5)[0], Receipt)
+            blocking_until(lambda: 3 in seen)
+            assert time.monotonic() - began < 5
+        sender.stop()
+
+
+def test_no_thread_is_left_by_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pika.adapters.select_connection import IOLoop
+
+    close = IOLoop.close
+
+    def slow_close(loop: IOLoop) -> None:
+        time.sleep(0.2)
+        close(loop)
+
+    monkeypatch.setattr(IOLoop, "close", slow_close)
+    sender = BlockingRabbitMQProducer(f"amqp://127.0.0.1:{closed_port()}")
+    assert isinstance(sender.send([message("k")], 5)[0], EmitUnreachableError)
+    sender.stop()
+    assert not our_threads()
 
 
 def test_a_broker_that_comes_back(rabbitmq_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

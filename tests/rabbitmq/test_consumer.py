@@ -420,6 +420,41 @@ class TestReadyMade:
         assert [body for _, _, body in drain(names.url, names.queue)] == [b"4"]
         assert [body for _, _, body in drain(names.url, f"{names.queue}.dead")] == [b"3"]
 
+    async def test_no_tag_is_settled_twice(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
+        import aio_pika
+
+        names.bind()
+        if is_trio(anyio_backend):
+            return
+        async with await aio_pika.connect(names.url) as connection:
+            channel = await connection.channel()
+            consumer = RabbitMQConsumer(await channel.get_queue(names.queue))
+            async with started(consumer):
+                publish(names.url, names.exchange, "k", b"1", b"2", b"3")
+                deliveries = await receive(consumer, 3)
+                await consumer.settle(ack(deliveries[0]))
+                await consumer.settle(ack(*deliveries[:2]))  # the broker closes a channel that acknowledges twice
+                await receive_nothing(consumer)
+        assert [body for _, _, body in drain(names.url, names.queue)] == [b"3"]
+
+    async def test_a_dead_connection_does_not_hold_up_the_stop(
+        self, names: Names, anyio_backend: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import aio_pika
+
+        monkeypatch.setattr("dispytch.rabbitmq.aio_intake._CLOSE_TIMEOUT", 0.2)
+        names.bind()
+        if is_trio(anyio_backend):
+            return
+        with proxy_to(names.url) as proxy:
+            connection = await aio_pika.connect(proxy.url)
+            consumer = RabbitMQConsumer(await (await connection.channel()).get_queue(names.queue))
+            with anyio.fail_after(5):
+                async with started(consumer):
+                    proxy.frozen = True
+            proxy.frozen = False
+            await connection.close()
+
     async def test_need_a_place_for_dead_letters(self, names: Names, anyio_backend: tuple[str, Any]) -> None:
         import aio_pika
 

@@ -67,6 +67,19 @@ async def test_there_and_back(names: Names, driver: Driver | None) -> None:
     assert count(names.url, names.queue) == 0
 
 
+async def test_a_first_start_and_its_stop_are_silent(
+    names: Names, driver: Driver | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher = dispatcher_of(names, driver)
+
+    @dispatcher.handler(Paid)
+    async def on_paid(event: Event[Paid]) -> None: ...
+
+    async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
+        await emitter.emit(Paid(order="1"))
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_two_groups_get_all_and_one_group_shares(names: Names, driver: Driver | None) -> None:
     seen: Counter[tuple[str, int]] = Counter()
     other = names.another_queue()
@@ -106,6 +119,31 @@ async def test_a_handler_sees_its_queue_only(names: Names, driver: Driver | None
         await until(lambda: len(seen) == 2)
         await dispatcher.idle()
     assert sorted(seen) == ["other", "own"]
+
+
+async def test_a_dead_letter_without_a_queue_holds_up_nothing_else(names: Names, driver: Driver | None) -> None:
+    seen: list[int] = []
+    dead = f"{names.queue}.dead"
+    dispatcher = dispatcher_of(names, driver, max_deliveries=1, concurrency=10)
+
+    @dispatcher.handler(Paid)
+    async def on_paid(event: Event[Paid]) -> None:
+        if not event.body.number:
+            raise ValueError("no money")
+        seen.append(event.body.number)
+
+    async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
+        with channel_to(names.url) as channel:
+            channel.queue_delete(dead)
+        await emitter.emit(Paid(order="bad", number=0))
+        with anyio.fail_after(5):  # it would take minutes, if each batch waited for the next try
+            await emitter.emit_many([Paid(order="good", number=number) for number in range(1, 501)])
+            await until(lambda: len(seen) == 500)
+        assert seen == list(range(1, 501))
+        with channel_to(names.url) as channel:
+            channel.queue_declare(dead, durable=True)
+        await until(lambda: count(names.url, dead) == 1)
+    assert count(names.url, names.queue) == 0
 
 
 async def test_failures_end_in_the_dead_letter_queue_which_can_be_read(names: Names, driver: Driver | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ logger = logging.getLogger("dispytch")
 
 SETTLE_TIMEOUT = 10.0
 """Seconds that one round of settling may take before it is tried again."""
+_SHORTEST_DELAY, _LONGEST_DELAY = 0.05, 5.0
 
 
 class _Signal:
@@ -67,6 +69,8 @@ class Link:
         self.room = _Signal()
         self.connected = True
         self._to_settle = _Signal()
+        self._later: list[Settlement] = []
+        self._later_at = 0.0
 
     def settle(self, settlement: Settlement) -> None:
         """Has an outcome sent with the next batch."""
@@ -81,26 +85,38 @@ class Link:
 
     async def settle_for_ever(self) -> None:
         """Sends outcomes as they come, in batches."""
-        delay = 0.05
+        delay = letter_delay = _SHORTEST_DELAY
         while True:
-            await self._to_settle.wait()
+            with anyio.CancelScope(deadline=self._later_at if self._later else math.inf):
+                await self._to_settle.wait()
+            if self._later and anyio.current_time() >= self._later_at:
+                again, self._later = self._later, []
+                self.outbox += again
             while self.outbox:
+                had_later = bool(self._later)
                 if await self._settle_batch():
-                    delay = 0.05
+                    delay = _SHORTEST_DELAY
                 else:
-                    await anyio.sleep(delay * (0.5 + random.random() / 2))  # noqa: S311 - no secret
-                    delay = min(delay * 2, 5.0)
+                    await anyio.sleep(_jittered(delay))
+                    delay = min(delay * 2, _LONGEST_DELAY)
+                if not self._later:
+                    letter_delay = _SHORTEST_DELAY
+                elif not had_later:
+                    self._later_at = anyio.current_time() + _jittered(letter_delay)
+                    letter_delay = min(letter_delay * 2, _LONGEST_DELAY)
 
     async def flush(self) -> None:
         """Sends what is left at the end."""
         tries = 0
-        while self.outbox and tries < 3:
+        while (self.outbox or self._later) and tries < 3:
             tries += 1
+            self.outbox += self._later
+            self._later = []
             await self._settle_batch()
-        if self.outbox:
+        if left := len(self.outbox) + len(self._later):
             logger.error(
                 "%d events of %s could not be settled before the stop; the broker will deliver them again.",
-                len(self.outbox),
+                left,
                 self.name,
             )
 
@@ -126,7 +142,7 @@ class Link:
             return error
 
     async def _settle_batch(self) -> bool:
-        """Settles what is in the outbox; False if some of it has to be tried again."""
+        """Settles what is in the outbox; False if that has to wait a little."""
         batch, self.outbox = self.outbox, []
         try:
             failed = await self.send(batch)
@@ -136,6 +152,13 @@ class Link:
         self.let_go(len(batch) - len(failed))
         if not failed:
             return True
-        self.outbox[:0] = [settlement for settlement, _ in failed]
+        again = [settlement for settlement, _ in failed]
+        # A dead letter that cannot be written holds up nothing but itself.
+        self._later += [settlement for settlement in again if settlement.dead_letters]
+        self.outbox[:0] = others = [settlement for settlement in again if not settlement.dead_letters]
         logger.warning("%s could not settle %d events, and tries again: %s", self.name, len(failed), failed[0][1])
-        return False
+        return not others
+
+
+def _jittered(delay: float) -> float:
+    return delay * (0.5 + random.random() / 2)  # noqa: S311 - no secret

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
 
 from dispytch._bridge import was_cancelled
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, UnconfirmedError
-from dispytch.rabbitmq.batches import Batch
+from dispytch.rabbitmq.batches import Batch, Sent, surely_refused
 from dispytch.rabbitmq.properties import properties_of, target_of
 from dispytch.rabbitmq.routes import RabbitMQEventConfig
 from dispytch.rabbitmq.source import Source, closed_error, connect_error, import_aio_pika
@@ -144,6 +145,7 @@ class AioPikaOutlet:
         self._lock = anyio.Lock()
         self._slots = anyio.Semaphore(_MOST_IN_FLIGHT)
         self._ids: dict[str, anyio.Event] = {}
+        self._unanswered: WeakKeyDictionary[Any, list[Sent]] = WeakKeyDictionary()
         self._under_way: set[Batch] = set()
         self._done = anyio.Event()
 
@@ -169,10 +171,12 @@ class AioPikaOutlet:
                         if batch.hand_over():
                             batch.reject(index, f"RabbitMQ has no exchange {exchange!r} for the event: {error}", error)
                         continue
+                    await self._slots.acquire()
                     # What is returned is told by its id: two of one id are never in flight at once.
                     while (other := self._ids.get(message.id)) is not None:
+                        self._slots.release()
                         await other.wait()
-                    await self._slots.acquire()
+                        await self._slots.acquire()
                     if not batch.hand_over():
                         self._slots.release()
                         break
@@ -251,6 +255,8 @@ class AioPikaOutlet:
         properties["headers"] = {
             name: bytearray(value) if isinstance(value, bytes) else value for name, value in headers.items()
         }
+        unanswered = self._unanswered.setdefault(underlay, [])
+        unanswered.append(sent := Sent(batch, index, exchange, len(message.payload or b"")))
         try:
             answer = await underlay.basic_publish(
                 message.payload or b"",
@@ -261,6 +267,7 @@ class AioPikaOutlet:
                 wait=False,
             )
         except aiormq.exceptions.DeliveryError as error:  # not the cause: it may quote the message
+            unanswered.remove(sent)
             if isinstance(error, aiormq.exceptions.PublishError):
                 batch.reject_unroutable(index)
             else:
@@ -271,18 +278,20 @@ class AioPikaOutlet:
                 raise
             batch.lose(index, BrokerUnreachableError(f"the connection to RabbitMQ broke off ({error})"))
         except (TypeError, ValueError) as error:  # the client could not write it
+            unanswered.remove(sent)
             batch.reject(index, f"the event cannot be written as AMQP ({type(error).__name__})", error)
         except client_errors() as error:
             if (word := refused(error)) is not None:
                 self._known.discard(exchange)
-                cause: BrokerError = BrokerUnreachableError(f"RabbitMQ closed the channel ({word.text})")
-                if batch.unconfirmed == 1:
+                # Those that the same refusal concerns stay in the list until the channel is forgotten.
+                if surely_refused(unanswered, word.text) is sent:
                     batch.reject(index, f"RabbitMQ refused the event: {word.text}", error)
                 else:
-                    batch.lose(index, cause)
+                    batch.lose(index, BrokerUnreachableError(f"RabbitMQ closed the channel ({word.text})"))
             else:
                 batch.lose(index, BrokerUnreachableError(f"the connection to RabbitMQ broke off ({error})"))
         else:
+            unanswered.remove(sent)
             if isinstance(answer, aiormq.spec.Basic.Ack):
                 batch.confirm(index)
             else:

@@ -23,6 +23,7 @@ from dispytch.rabbitmq.topology import Topology
 
 __all__ = ["AioPikaIntake", "QueuesIntake", "queues_of"]
 
+_CLOSE_TIMEOUT = 2.0
 _LOOK_EVERY = 1.0
 """Seconds between looks at whether the subscriptions are still there: not every version of the client says so."""
 
@@ -54,9 +55,6 @@ class _Consumed:
 
 
 class _AioIntake(Intake):
-    ranges = True
-    """Whether tags may be acknowledged in ranges: nobody else receives on the channel."""
-
     def __init__(self, address: str) -> None:
         super().__init__()
         self._address = address
@@ -80,11 +78,7 @@ class _AioIntake(Intake):
         for tag in verdict.release:
             await underlay.basic_nack(tag, requeue=True, wait=False)
         if verdict.up_to is not None:
-            if self.ranges:
-                await underlay.basic_ack(verdict.up_to, multiple=True, wait=False)
-            else:
-                for tag in sorted(set(acks) - set(verdict.single)):
-                    await underlay.basic_ack(tag, wait=False)
+            await underlay.basic_ack(verdict.up_to, multiple=True, wait=False)
         for tag in verdict.single:
             await underlay.basic_ack(tag, wait=False)
 
@@ -177,8 +171,6 @@ class AioPikaIntake(_AioIntake):
 class QueuesIntake(_AioIntake):
     """Queues that were handed in, on channels which are their owner's."""
 
-    ranges = False
-
     def __init__(self, queues: Mapping[str, Any], topology: Topology) -> None:
         super().__init__("the connection that was handed in")
         self._queues = queues
@@ -197,7 +189,7 @@ class QueuesIntake(_AioIntake):
         for name, queue in self._queues.items():
             try:
                 underlay = await queue.channel.get_underlay_channel()
-                await self._consume(name, underlay, tags.setdefault(underlay, Tags()))
+                await self._consume(name, underlay, tags.setdefault(underlay, Tags(ranges=False)))
             except client_errors() as error:
                 await self.close()
                 is_robust = hasattr(queue.channel, "restore")
@@ -208,12 +200,11 @@ class QueuesIntake(_AioIntake):
         self.ended = True
         for one in self._consumed:
             one.underlay.closing.remove_done_callback(self._closed)
-            if one.underlay.is_closed:
-                continue
-            with anyio.CancelScope(shield=True), suppress(*client_errors()):
-                if one.consumer_tag:
-                    await one.underlay.basic_cancel(one.consumer_tag)
-                await self._tell(one, [], [tag for owner, tag in self._open_tags() if owner is one])
-
-    def _open_tags(self) -> list[tuple[_Consumed, int]]:
-        return [(one, tag) for one in self._consumed for tag in one.tags.open()]
+        with anyio.move_on_after(_CLOSE_TIMEOUT, shield=True):  # its owner may not have noticed that it is dead
+            for one in self._consumed:
+                if one.underlay.is_closed:
+                    continue
+                with suppress(*client_errors()):
+                    if one.consumer_tag:
+                        await one.underlay.basic_cancel(one.consumer_tag)
+                    await self._tell(one, [], one.tags.open())

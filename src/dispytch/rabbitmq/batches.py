@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from dispytch.abc import Message, Receipt
 from dispytch.errors import (
@@ -17,7 +19,10 @@ from dispytch.errors import (
 )
 from dispytch.rabbitmq.properties import target_of
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Sent", "missing_exchange", "surely_refused"]
+
+_NO_EXCHANGE = re.compile(r"no exchange '(.*)' in vhost", re.DOTALL)
+_TOO_LARGE = re.compile(r"message size (\d+) is larger")
 
 
 class Batch:
@@ -146,3 +151,35 @@ class Batch:
         error = EmitTimeoutError(f"{why}: the event may have gone")
         error.__cause__ = None if cause is None else cause.__cause__ or cause
         return error
+
+
+class Sent(NamedTuple):
+    """A message that was written to a channel, and has no answer yet."""
+
+    batch: Batch
+    number: int
+    exchange: str
+    size: int
+
+
+def missing_exchange(text: str) -> str | None:
+    """The exchange that is missing, if that is why the broker closed a channel."""
+    found = _NO_EXCHANGE.search(text)
+    return found[1] if found else None
+
+
+def surely_refused(unanswered: Sequence[Sent], text: str) -> Sent | None:
+    """The message of which it is certain that the broker did not take it, since it closed the channel; if any.
+
+    The broker handles them in order, and none after the one that it refused. So of those that it may have refused, the
+    last one is either that, or comes after it.
+    """
+    missing, large = missing_exchange(text), _TOO_LARGE.search(text)
+    if missing is None and large is None:
+        return unanswered[0] if len(unanswered) == 1 else None
+    suspects = [
+        sent
+        for sent in unanswered
+        if (sent.exchange == missing if missing is not None else large is not None and sent.size == int(large[1]))
+    ]
+    return suspects[-1] if suspects else None

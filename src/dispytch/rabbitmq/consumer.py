@@ -216,14 +216,15 @@ class RabbitMQConsumer(Consumer):
                 with_letters.append((settlement, tag))
             else:
                 acknowledged.append(tag)
+        if intake is None or not (acknowledged or released or with_letters):
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            return []
+        if acknowledged or released:
+            await intake.settle(acknowledged, released)
         failed: dict[Settlement, DispytchError] = {}
         if with_letters:
             failed = await self._write_letters([settlement for settlement, _ in with_letters])
-            acknowledged += [tag for settlement, tag in with_letters if settlement not in failed]
-        if intake is not None and (acknowledged or released):
-            await intake.settle(acknowledged, released)
-        else:
-            await anyio.lowlevel.cancel_shielded_checkpoint()
+            await intake.settle([tag for settlement, tag in with_letters if settlement not in failed], [])
         return list(failed.items())
 
     async def stop(self) -> None:

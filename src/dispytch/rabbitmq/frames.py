@@ -1,4 +1,4 @@
-"""A connection of pika that survives headers which pika cannot read.
+"""A connection of pika that survives headers which pika cannot read, and does not warn of what is expected.
 
 pika raises in the middle of its loop at a date after the year 9999. The connection would be gone, the message back in
 its queue, and the next connection gone the same way.
@@ -44,6 +44,14 @@ def connection_type() -> Any:
                 logger.warning("A message has headers that pika cannot read, so it is taken for one without an id.")
                 return _FRAME_START + size + 1, frame
 
+    def is_news(record: logging.LogRecord) -> bool:
+        """Why the broker closed a channel of ours is told by us, unless we only asked whether something exists."""
+        given = record.args if isinstance(record.args, tuple) else ()
+        return "Channel.Close" not in str(record.msg) or not any(
+            isinstance(getattr(one, "connection", None), Connection) for one in given
+        )
+
+    logging.getLogger("pika.channel").addFilter(is_news)
     return Connection
 
 

@@ -19,7 +19,7 @@ from dispytch.rabbitmq.properties import delivery_of
 from dispytch.rabbitmq.routes import Scope
 from dispytch.rabbitmq.source import Source, refusal
 from dispytch.rabbitmq.tags import Tags
-from dispytch.rabbitmq.topology import Topology
+from dispytch.rabbitmq.topology import Topology, is_passing
 from dispytch.rabbitmq.wire import Wire, carry_out
 
 __all__ = ["Intake", "PikaIntake", "cancelled_error", "channel_error"]
@@ -196,7 +196,7 @@ class PikaIntake(Intake):
         code, connection = getattr(reason, "reply_code", None), self._wire.connection
         if not self._wire.closing and code is not None and connection is not None and connection.is_open:
             text = getattr(reason, "reply_text", "")
-            if code in _PERMANENT and not self._is_open:
+            if code in _PERMANENT and not self._is_open and not is_passing(text):
                 self._fail(refusal(code, text, self._source))
             else:
                 self._fail(channel_error(text, self._source.address))

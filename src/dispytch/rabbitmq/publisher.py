@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dispytch.errors import BrokerError, BrokerUnreachableError, UnconfirmedError
-from dispytch.rabbitmq.batches import Batch
+from dispytch.rabbitmq.batches import Batch, Sent, missing_exchange, surely_refused
 from dispytch.rabbitmq.properties import properties_of, target_of
 from dispytch.rabbitmq.routes import RabbitMQEventConfig
 from dispytch.rabbitmq.source import Source, closed_error, import_pika
 from dispytch.rabbitmq.topology import ensure_exchange
 from dispytch.rabbitmq.wire import Wire, carry_out
 
-__all__ = ["Outlet", "explain_refusal"]
+__all__ = ["Outlet"]
 
 _MOST_IN_FLIGHT = 2000
 _MOST_BYTES_IN_FLIGHT = 8 * 1024 * 1024
@@ -27,21 +26,6 @@ _MOST_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 _FLUSH_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 """Seconds between attempts to connect that fail."""
-_NO_EXCHANGE = re.compile(r"no exchange '(.*)' in vhost", re.DOTALL)
-_TOO_LARGE = re.compile(r"message size (\d+) is larger")
-
-
-class _Sent(NamedTuple):
-    batch: Batch
-    number: int
-    exchange: str
-    size: int
-
-
-def explain_refusal(text: str) -> tuple[str | None, int | None]:
-    """The exchange that is missing, or the size that is too large, if that is why the broker closed a channel."""
-    missing, large = _NO_EXCHANGE.search(text), _TOO_LARGE.search(text)
-    return (missing[1] if missing else None, int(large[1]) if large else None)
 
 
 class _Publisher:
@@ -58,7 +42,7 @@ class _Publisher:
         self._queue: deque[Batch] = deque()
         self._known: set[str] = {""}
         self._asking = False
-        self._in_flight: dict[int, _Sent] = {}
+        self._in_flight: dict[int, Sent] = {}
         self._bytes = 0
         self._oldest = self._next = 1
         self._ids: dict[str, int] = {}
@@ -81,6 +65,10 @@ class _Publisher:
 
     def join(self, timeout: float) -> None:
         self._wire.join(timeout)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._wire.is_alive
 
     @property
     def closing(self) -> bool:
@@ -119,19 +107,9 @@ class _Publisher:
             return  # `_ended` follows
         in_flight = list(self._in_flight.values())
         self._forget_in_flight()
-        missing, large = explain_refusal(text)
-        if missing is not None:
+        if (missing := missing_exchange(text)) is not None:
             self._known.discard(missing)
-        # The broker handles them in order, and none after the one that it refused: only of that one it is certain.
-        suspects = [
-            sent
-            for sent in in_flight
-            if (missing is None or sent.exchange == missing)
-            and (large is None or len(sent.batch.messages[sent.number].payload or b"") == large)
-        ]
-        refused = (
-            suspects[-1] if suspects and (missing is not None or large is not None or len(suspects) == 1) else None
-        )
+        refused = surely_refused(in_flight, text)
         cause = BrokerUnreachableError(f"RabbitMQ at {self._source.address} closed the channel ({text})")
         cause.__cause__ = reason
         for sent in in_flight:
@@ -224,7 +202,7 @@ class _Publisher:
                 batch.reject(index, f"the event cannot be written as AMQP ({type(error).__name__})", error)
                 continue
             size = len(body)
-            in_flight[self._next] = _Sent(batch, index, exchange, size)
+            in_flight[self._next] = Sent(batch, index, exchange, size)
             ids[message.id] = self._next
             self._next += 1
             self._bytes += size
@@ -293,6 +271,7 @@ class Outlet:
         self._mandatory = mandatory
         self._condition = threading.Condition()
         self._publisher: _Publisher | None = None
+        self._ending: list[_Publisher] = []
         self._under_way: set[Batch] = set()
         self._failures = 0
         self._not_before = 0.0
@@ -328,15 +307,17 @@ class Outlet:
         """
         with self._condition:
             publisher = self._publisher
-            if publisher is None:
-                return
             last = set(self._under_way)
             self._condition.wait_for(lambda: not last & self._under_way, _FLUSH_TIMEOUT)
             count = sum(batch.unconfirmed for batch in last & self._under_way)
             if self._publisher is publisher:
                 self._publisher = None
-        publisher.close()
-        publisher.join(_FLUSH_TIMEOUT)
+            ending = [*self._ending, publisher] if publisher is not None else self._ending
+            self._ending = []
+        if publisher is not None:
+            publisher.close()
+        for one in ending:
+            one.join(_FLUSH_TIMEOUT)
         if count:
             raise UnconfirmedError(
                 f"{count} events were sent to RabbitMQ at {self._source.address} and not confirmed before the close",
@@ -354,6 +335,7 @@ class Outlet:
         with self._condition:
             if self._publisher is publisher:
                 self._publisher = None
+            self._ending = [one for one in (*self._ending, publisher) if one.is_alive]
             if failed:
                 pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
                 self._not_before = time.monotonic() + pause * (0.5 + random.random() / 2)  # noqa: S311 - no secret

@@ -28,12 +28,16 @@ class Tags:
     RabbitMQ closes the channel where a tag is settled twice, also as the end of a range. What is settled is forgotten
     here, so a range always ends at a tag that is open at the broker too; and however long the oldest event takes, no
     more is held than the prefetch window. (`Tracker` would keep everything behind it.)
+
+    Args:
+        ranges: Whether tags may be acknowledged in ranges: nobody else receives on the channel.
     """
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "_ranges")
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: bool = True) -> None:
         self._open: dict[int, None] = {}
+        self._ranges = ranges
 
     def add(self, tag: int) -> None:
         """Receive a tag; tags come in ascending order."""
@@ -45,7 +49,7 @@ class Tags:
         release = [tag for tag in released if opened.pop(tag, 0) is None]
         done = {tag for tag in acknowledged if tag in opened}
         up_to = None
-        while done:
+        while done and self._ranges:
             oldest = next(iter(opened))
             if oldest not in done:
                 break

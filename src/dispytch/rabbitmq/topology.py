@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dispytch.abc import Subscription
-from dispytch.errors import BrokerError, ConfigurationError
+from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.rabbitmq.bindings import binding_key
 from dispytch.rabbitmq.routes import RabbitMQEventRoute, RabbitMQEventSubscription
 
-__all__ = ["Refused", "Request", "Steps", "Topology", "ensure_exchange"]
+__all__ = ["Refused", "Request", "Steps", "Topology", "ensure_exchange", "is_passing"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -39,6 +39,11 @@ class Refused(Exception):
 
 
 Steps = Generator[Request, None, None]
+
+
+def is_passing(text: str) -> bool:
+    """Whether something was "not found" because a node of a cluster is away: it will be there again."""
+    return "is down or inaccessible" in text
 
 
 def ensure_exchange(name: str, declare: bool = True) -> Steps:
@@ -68,6 +73,8 @@ def _exists(request: Request) -> Generator[Request, None, bool]:
     except Refused as refused:
         if refused.code != NOT_FOUND:
             raise
+        if is_passing(refused.text):
+            raise BrokerUnreachableError(f"RabbitMQ cannot use it at the moment: {refused.text}") from refused
         return False
     return True
 
