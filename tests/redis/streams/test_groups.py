@@ -170,6 +170,33 @@ async def test_what_kills_whoever_handles_it_is_given_up(
     await consumer.stop()
 
 
+async def test_what_cannot_be_dead_lettered_yet_outlasts_the_connection(
+    redis_url: str, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, letters, name = unique(), unique("dead"), unique("name")
+    (id,) = fill(client, stream, 1)
+    leave_pending(client, stream, "me", 1)
+    client.xclaim(stream, GROUP, "me", 0, [id], retrycount=100)
+    consumer = consumer_of(f"{redis_url}?client_name={name}", consumer="me")
+    await consumer.start([subscription(stream, letters)])
+    client.set(letters, "no stream")
+    with pytest.raises(BrokerUnreachableError), anyio.fail_after(5):
+        while True:
+            with anyio.move_on_after(0.3):
+                await consumer.receive(1)
+            if "could not be settled" in caplog.text:
+                for found in client.client_list():
+                    if found["name"] == name:
+                        client.client_kill_filter(_id=found["id"])
+    client.delete(letters)
+    await consumer.start([subscription(stream, letters)])
+    await nothing_comes(consumer, 0.6)
+    assert pending(client, stream) == 0
+    assert client.xlen(letters) == 1
+    assert caplog.text.count("delivered too often") == 1
+    await consumer.stop()
+
+
 async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: Any) -> None:
     """The commands that the documentation lists."""
     stream, user = unique(), unique("user")
