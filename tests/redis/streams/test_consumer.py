@@ -31,6 +31,7 @@ from tests.redis.streams.helpers import (
     leave_pending,
     message,
     names,
+    nothing_comes,
     payloads,
     pending,
     settled,
@@ -469,6 +470,22 @@ async def test_a_server_that_is_gone_at_the_stop(redis_url: str, client: Any, ca
         assert time.monotonic() - start < 1
     assert "could not be handed back" in caplog.text
     assert reader_threads() == []
+
+
+async def test_a_server_that_is_silent_at_an_idle_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dispytch.redis.streams.reading._UNBLOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("dispytch.redis.streams.consumer._STOP_TIMEOUT", 0.1)
+    silent = False
+    with fake_server(lambda command: None if silent else without_entries(command)) as server:
+        consumer = consumer_of(server.url)
+        await consumer.start([subscription("x")])
+        await nothing_comes(consumer, 0.05)
+        silent = True
+        await nothing_comes(consumer, 0.05)
+        await consumer.stop()
+    assert caplog.records == []  # nothing was held
 
 
 @pytest.mark.parametrize(

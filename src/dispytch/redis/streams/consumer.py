@@ -226,9 +226,9 @@ class RedisStreamConsumer(Consumer):
         if reader is not None:
             await reader.close()
         if settler is not None and group is not None:
-            with anyio.move_on_after(_STOP_TIMEOUT) as scope:
+            with anyio.move_on_after(_STOP_TIMEOUT):
                 await self._leave(settler)
-            if scope.cancelled_caught or group.holds_something:
+            if group.holds_something:
                 logger.warning(
                     "What was received from Redis at %s and not handled could not be handed back: others of the group "
                     "%s claim it after %g s.",

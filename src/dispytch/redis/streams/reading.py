@@ -313,10 +313,10 @@ class Reader:
     async def _make_anew(self) -> None:
         if self._declares:
             logger.warning(
-                "The group %s of one of %s has vanished from Redis at %s, with what was pending; it is made again.",
+                "The group %s has vanished from Redis at %s, with what was pending; it is made again for %s.",
                 self._group.name,
-                ", ".join(stream.name for stream in self._group.streams.values())[:200],
                 self._address,
+                ", ".join(stream.name for stream in self._group.streams.values())[:200],
             )
             pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
             await anyio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 - no secret
