@@ -409,6 +409,7 @@ def without_entries(command: list[bytes]) -> bytes | None:
 
 async def test_a_connection_that_died_half_way(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
     monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.1)
+    monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.05)
 
     def answer(command: list[bytes]) -> bytes | None:
         return None if b"BLOCK" in command else without_entries(command)
@@ -426,6 +427,7 @@ async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(
     redis_url: str, client: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.01)
+    monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.1)
     stream = unique()
     consumer = consumer_of(redis_url, driver=driver)
     await consumer.start([subscription(stream)])
@@ -438,7 +440,7 @@ async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(
         group.start_soon(receive)
         await until(lambda: consumer._reader is not None and consumer._reader._understand is not None)
         await anyio.sleep(0.02)
-        time.sleep(0.7)  # noqa: ASYNC251 - that is the point
+        time.sleep(0.3)  # noqa: ASYNC251 - that is the point
         fill(client, stream, 1)
     assert payloads(found) == [0]
     await consumer.stop()
