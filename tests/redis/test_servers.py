@@ -225,6 +225,13 @@ async def test_tls_that_does_not_hold(secure: SecureServer, mutual: SecureServer
     await refused(url, scheme, EmitUnreachableError, BrokerUnreachableError, "TLS")
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_tls_where_there_is_none(redis_url: str, scheme: str) -> None:
+    url = redis_url.replace("redis://", f"{scheme.replace('redis', 'rediss')}://") + "?socket_connect_timeout=0.2"
+    await refused(url, scheme, EmitUnreachableError, BrokerUnreachableError, "TLS")
+
+
 async def refused(url: str, scheme: str, outcome: type[Exception], error: type[Exception], text: str) -> None:
     """Neither side of either world is let in, and all say why, without the password."""
     producer, consumer = producer_from_url(url), consumer_from_url(url, "group")

@@ -226,7 +226,7 @@ async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: An
 async def test_what_is_handed_back_goes_to_others_at_once(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 4)
-    first, second = consumer_of(redis_url), consumer_of(redis_url)
+    first, second = consumer_of(redis_url), consumer_of(redis_url, claim_idle=10_000_000)
     await first.start([subscription(stream)])
     found = await take(first, 4)
     await second.start([subscription(stream)])
