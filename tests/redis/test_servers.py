@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import ssl
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,11 +186,30 @@ def test_tls_from_blocking_code(secure: SecureServer, scheme: str, backend: Any)
     url, topic = secure.url(scheme, secure.authority), unique()
     handled: list[int] = []
     event = numbered(topic)
-    dispatcher = dispatcher_for(url, topic, handled, blocking.EventDispatcher)
+    dispatcher = dispatcher_for(url, topic, handled, partial(blocking.EventDispatcher, backend=backend))
     with dispatcher, blocking.EventEmitter(producer_from_url(url)) as emitter:
         emitter.emit_many(event(number=number, padding="x" * 5_000) for number in range(200))
         blocking_until(lambda: len(handled) == 200)
     assert sorted(handled) == list(range(200))
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tls_in_a_loop_that_ends_with_the_stop(secure: SecureServer, scheme: str, use_uvloop: bool) -> None:
+    url, name = secure.url(scheme, secure.authority), unique()
+
+    async def run() -> None:
+        producer, consumer = producer_from_url(url), consumer_from_url(url, "group")
+        await consumer.start([subscription_for(scheme, name)])
+        await producer.send([message_for(scheme, name)], 5)
+        with anyio.fail_after(5):
+            await consumer.receive(10)
+        await producer.stop()
+        await consumer.stop()
+
+    for _ in range(5):
+        anyio.run(run, backend_options={"use_uvloop": use_uvloop})
+        gc.collect()  # tells of connections that are still open
 
 
 @pytest.mark.anyio
@@ -201,6 +222,13 @@ async def test_tls_that_does_not_hold(secure: SecureServer, mutual: SecureServer
         "another host": secure.url(scheme, secure.authority, host="127.0.0.1"),
         "no TLS": f"{scheme}://localhost:{secure.port}",
     }[wrong].replace("://", f"://:{CANARY}@")
+    await refused(url, scheme, EmitUnreachableError, BrokerUnreachableError, "TLS")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_tls_where_there_is_none(redis_url: str, scheme: str) -> None:
+    url = redis_url.replace("redis://", f"{scheme.replace('redis', 'rediss')}://") + "?socket_connect_timeout=0.2"
     await refused(url, scheme, EmitUnreachableError, BrokerUnreachableError, "TLS")
 
 

@@ -63,9 +63,12 @@ async def connect_asyncio(source: Source) -> Any:
 
 async def close_asyncio(connection: Any) -> None:
     redis = import_redis()
+    writer = connection._writer
     with anyio.CancelScope(shield=True):
         with suppress(redis.RedisError, OSError):  # gone already
             await connection.disconnect(nowait=True)
+        if writer is not None:
+            writer.transport.abort()  # TLS says goodbye and waits for the answer, longer than the loop may last
         await anyio.lowlevel.checkpoint()  # lets the transport close its socket
 
 

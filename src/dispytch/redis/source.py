@@ -31,6 +31,7 @@ _OWN_OPTIONS: Mapping[str, Any] = {
     "socket_timeout": None,
 }
 _ADVICE: Mapping[str, str] = {
+    "DB index is out of range": "give a database number that the server has, at the end of the URL",
     "Authentication required": "give user and password in the URL: redis://user:password@host:6379",
     "MISCONF": "the server cannot write to its disk: see its log",
     "no permissions": "have the user's ACL allow it, or connect as another user",
@@ -209,10 +210,11 @@ def connect_error(error: BaseException, address: str) -> BrokerError:
     elif isinstance(error, known.BusyLoadingError):
         found = BrokerUnreachableError(f"Redis at {address} is still loading its data")
     elif isinstance(error, known.ResponseError):
-        found = BrokerError(f"Redis at {address} refused the connection: {text}")
+        found = BrokerError(f"Redis at {address} refused the connection: {with_advice(text)}")
     elif isinstance(error, TimeoutError | known.TimeoutError):
         found = BrokerUnreachableError(
-            f"Redis at {address} did not answer in time; check the address, and that the server is running"
+            f"Redis at {address} did not answer in time; check the address, that the server is running, and TLS "
+            "(redis:// or rediss://)"
         )
     else:
         found = BrokerUnreachableError(

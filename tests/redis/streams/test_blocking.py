@@ -69,14 +69,14 @@ def test_threads_share_an_emitter(redis_url: str, client: Any) -> None:
     with EventEmitter(RedisStreamProducer(redis_url)) as emitter, ThreadPoolExecutor(32) as pool:
 
         def emit(worker: int) -> list[Any]:
-            receipts = [emitter.emit(Paid(worker=worker, number=number)) for number in range(1000)]
+            receipts = [emitter.emit(Paid(worker=worker, number=number)) for number in range(300)]
             return [receipt.offset for receipt in receipts if receipt is not None]
 
         offsets = list(pool.map(emit, range(32)))
     entries = client.xrange(topic)
-    assert len(entries) == 32_000
+    assert len(entries) == 9_600
     assert {id.decode() for id, _ in entries} == {offset for each in offsets for offset in each}
-    assert len({fields[b"data"] for _, fields in entries}) == 32_000
+    assert len({fields[b"data"] for _, fields in entries}) == 9_600
     for each in offsets:  # in the order of the emits of a thread
         assert each == sorted(each, key=lambda offset: [int(part) for part in offset.split("-")])
 

@@ -31,6 +31,7 @@ from tests.redis.streams.helpers import (
     leave_pending,
     message,
     names,
+    nothing_comes,
     payloads,
     pending,
     settled,
@@ -408,6 +409,7 @@ def without_entries(command: list[bytes]) -> bytes | None:
 
 async def test_a_connection_that_died_half_way(monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
     monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.1)
+    monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.05)
 
     def answer(command: list[bytes]) -> bytes | None:
         return None if b"BLOCK" in command else without_entries(command)
@@ -425,6 +427,7 @@ async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(
     redis_url: str, client: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.01)
+    monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.1)
     stream = unique()
     consumer = consumer_of(redis_url, driver=driver)
     await consumer.start([subscription(stream)])
@@ -437,7 +440,7 @@ async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(
         group.start_soon(receive)
         await until(lambda: consumer._reader is not None and consumer._reader._understand is not None)
         await anyio.sleep(0.02)
-        time.sleep(0.7)  # noqa: ASYNC251 - that is the point
+        time.sleep(0.3)  # noqa: ASYNC251 - that is the point
         fill(client, stream, 1)
     assert payloads(found) == [0]
     await consumer.stop()
@@ -469,6 +472,22 @@ async def test_a_server_that_is_gone_at_the_stop(redis_url: str, client: Any, ca
         assert time.monotonic() - start < 1
     assert "could not be handed back" in caplog.text
     assert reader_threads() == []
+
+
+async def test_a_server_that_is_silent_at_an_idle_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dispytch.redis.streams.reading._UNBLOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("dispytch.redis.streams.consumer._STOP_TIMEOUT", 0.1)
+    silent = False
+    with fake_server(lambda command: None if silent else without_entries(command)) as server:
+        consumer = consumer_of(server.url)
+        await consumer.start([subscription("x")])
+        await nothing_comes(consumer, 0.05)
+        silent = True
+        await nothing_comes(consumer, 0.05)
+        await consumer.stop()
+    assert caplog.records == []  # nothing was held
 
 
 @pytest.mark.parametrize(

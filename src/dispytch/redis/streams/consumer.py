@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -32,6 +33,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _TIMEOUT = 5.0
 _STOP_TIMEOUT = 3.0
+_BURIAL_PAUSE = 5.0
+"""Seconds until what could not be dead-lettered is tried again."""
 
 
 class RedisStreamConsumer(Consumer):
@@ -106,6 +109,9 @@ class RedisStreamConsumer(Consumer):
         self._letters = RedisStreamProducer(self._source)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._inbox: deque[Delivery] = deque()
+        self._worn: list[Delivery] = []
+        self._burials: list[Settlement] = []
+        self._next_burial = 0.0
         self._group: Group | None = None
         self._control: Control | None = None
         self._keeper: Keeper | None = None
@@ -151,9 +157,11 @@ class RedisStreamConsumer(Consumer):
             self._control = Control(lambda: self._wire("settler"))
         await self._control.open()
         await self._check_dead_letters(self._control, wanted)
-        reader = Reader(self._wire("reader"), group, self._inbox, self._source.address, declare=self._declares)
+        wire, address = self._wire("reader"), self._source.address
+        reader = Reader(wire, group, self._inbox, self._worn, address, declare=self._declares)
         await reader.open()
         self._reader = reader
+        self._next_burial = 0.0
         self._subscriptions = wanted
         if self._keeper is None:
             self._keeper = Keeper(self._source, group, trim=self._trim)
@@ -172,8 +180,7 @@ class RedisStreamConsumer(Consumer):
                 raise ConfigurationError("the consumer has no subscriptions; call start() with some")
             try:
                 await reader.fill(limit)
-                if reader.worn:
-                    await self._bury(reader)
+                await self._bury()
             except BrokerError:
                 await self._close_reader()
                 raise
@@ -212,15 +219,16 @@ class RedisStreamConsumer(Consumer):
         reader, self._reader = self._reader, None
         if reader is not None and control is not None:
             await reader.cut_short(control)
-        self._inbox.clear()  # it is held, which is what counts below
+        for items in (self._inbox, self._worn, self._burials):
+            items.clear()  # they are held, which is what counts below
         if keeper is not None:
             await keeper.stop()
         if reader is not None:
             await reader.close()
         if settler is not None and group is not None:
-            with anyio.move_on_after(_STOP_TIMEOUT) as scope:
+            with anyio.move_on_after(_STOP_TIMEOUT):
                 await self._leave(settler)
-            if scope.cancelled_caught or group.holds_something:
+            if group.holds_something:
                 logger.warning(
                     "What was received from Redis at %s and not handled could not be handed back: others of the group "
                     "%s claim it after %g s.",
@@ -235,13 +243,9 @@ class RedisStreamConsumer(Consumer):
     def backlog(self) -> int | None:
         return len(self._inbox) or None
 
-    async def _bury(self, reader: Reader) -> None:
+    async def _bury(self) -> None:
         """Dead-letters what came too often, without another try."""
-        settler, worn, reader.worn = self._settler, reader.worn, []
-        if settler is None:
-            return
-        settlements: list[Settlement] = []
-        for delivery in worn:
+        for delivery in self._worn:
             named = [item for item in self._subscriptions if item.pattern.source == delivery.source]
             routes = dict.fromkeys(route for item in named for route in item.dead_letters)
             logger.error(
@@ -252,10 +256,17 @@ class RedisStreamConsumer(Consumer):
                 "dead-lettered" if routes else "dropped",
             )
             letters = crash_letters(delivery, list(routes))
-            settlements.append(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
+            self._burials.append(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
+        self._worn.clear()
+        settler = self._settler
+        if settler is None or not self._burials or time.monotonic() < self._next_burial:
+            return
         with anyio.CancelScope(shield=True):
-            failed = await settler.settle(settlements)
-        reader.worn += [item.delivery for item, _ in failed]
+            failed = await settler.settle(self._burials)
+        self._burials = [item for item, _ in failed]
+        if failed:
+            self._next_burial = time.monotonic() + _BURIAL_PAUSE
+            logger.warning("%d of these events could not be settled; it is tried again: %s", len(failed), failed[0][1])
 
     async def _leave(self, settler: Settler) -> None:
         try:

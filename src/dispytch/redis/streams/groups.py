@@ -13,8 +13,6 @@ __all__ = ["HANDED_BACK", "Group", "Stream", "has_vanished", "is_error", "refusa
 
 HANDED_BACK = b"dispytch-handed-back"
 """The name under which entries wait that were handed back: whoever looks for idle ones takes them at once."""
-_LONG_IDLE = 1_000_000_000
-"""Milliseconds: longer than anybody's ``claim_idle``."""
 _MOST_IDS = 500
 _TEMPORARY = (
     "BUSY ",
@@ -102,8 +100,8 @@ class Group:
         return self._claim(stream, ids, self.consumer, "JUSTID")
 
     def hand_back(self, stream: Stream, ids: Sequence[bytes]) -> Iterator[bytes]:
-        """Has these taken by whoever looks next; it is not counted as a delivery."""
-        return self._claim(stream, ids, HANDED_BACK, "IDLE", _LONG_IDLE, "RETRYCOUNT", 0, "JUSTID")
+        """Has these taken by whoever looks next, since they were idle for ever; it is not counted as a delivery."""
+        return self._claim(stream, ids, HANDED_BACK, "TIME", 0, "RETRYCOUNT", 0, "JUSTID")
 
     def _claim(self, stream: Stream, ids: Sequence[bytes], consumer: bytes, *options: str | int) -> Iterator[bytes]:
         for start in range(0, len(ids), _MOST_IDS):

@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -132,6 +133,17 @@ class Keeper:
             raise refusal(reply, self._source.address, f"trim {stream.name}")
 
     def _call(self, *commands: bytes) -> list[Any]:
+        """The replies; the commands may be repeated, since the connection may have been lost since the last time."""
+        is_fresh = self._connection is None
+        try:
+            return self._exchange(commands)
+        except (OSError, AttributeError, import_redis().RedisError):
+            self._disconnect()
+            if is_fresh or self._stopping.is_set():
+                raise
+        return self._exchange(commands)
+
+    def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
         redis = import_redis()
         if self._connection is None:
             self._connection = connect_blocking(self._source, None)

@@ -49,17 +49,24 @@ class Reader:
 
     Args:
         inbox: Where the deliveries go.
+        worn: Where those go that came too often: whoever handles them seems to die of it.
         declare: Whether groups that are not there are made.
-
-    Attributes:
-        worn: Deliveries that are not in the inbox, since they came too often: whoever handles them seems to die of it.
     """
 
-    def __init__(self, wire: Wire, group: Group, inbox: deque[Delivery], address: str, *, declare: bool) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        group: Group,
+        inbox: deque[Delivery],
+        worn: list[Delivery],
+        address: str,
+        *,
+        declare: bool,
+    ) -> None:
         self._wire = wire
         self._group = group
         self._inbox = inbox
-        self.worn: list[Delivery] = []
+        self._worn = worn
         self._inherited: dict[Stream, list[bytes]] = {}
         self._address = address
         self._declares = declare
@@ -212,7 +219,7 @@ class Reader:
                 often = {id for id, _, _, count in reply if count >= _MOST_DELIVERIES}
                 worn.update((stream, id) for id in ids if id in often)
         if worn:
-            self.worn += [delivery for delivery in self._inbox if delivery.token in worn]
+            self._worn += [delivery for delivery in self._inbox if delivery.token in worn]
             left = [delivery for delivery in self._inbox if delivery.token not in worn]
             self._inbox.clear()
             self._inbox.extend(left)
@@ -306,10 +313,10 @@ class Reader:
     async def _make_anew(self) -> None:
         if self._declares:
             logger.warning(
-                "The group %s of one of %s has vanished from Redis at %s, with what was pending; it is made again.",
+                "The group %s has vanished from Redis at %s, with what was pending; it is made again for %s.",
                 self._group.name,
-                ", ".join(stream.name for stream in self._group.streams.values())[:200],
                 self._address,
+                ", ".join(stream.name for stream in self._group.streams.values())[:200],
             )
             pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
             await anyio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 - no secret
