@@ -63,6 +63,13 @@ def running_broker(config: pytest.Config, name: str) -> Iterator[str]:
         yield urls[name]
 
 
+def program_of(config: pytest.Config, name: str) -> str:
+    try:
+        return brokers.program(name, install=config.getoption("--install-brokers"))
+    except brokers.MissingServerError as error:
+        missing_server(config, error)
+
+
 @pytest.fixture(scope="session")
 def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """The address of a real Redis, shared by the session's tests: use keys and channels of your own."""
@@ -78,19 +85,13 @@ def kafka_url(pytestconfig: pytest.Config) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_server(pytestconfig: pytest.Config) -> str:
     """The path of the redis-server program, for tests that start their own."""
-    try:
-        return brokers.program("redis", install=pytestconfig.getoption("--install-brokers"))
-    except brokers.MissingServerError as error:
-        missing_server(pytestconfig, error)
+    return program_of(pytestconfig, "redis")
 
 
 @pytest.fixture(scope="session")
 def kafka_server(pytestconfig: pytest.Config) -> str:
     """The path of the java program, with Kafka's jars in place, for tests that start their own."""
-    try:
-        return brokers.program("kafka", install=pytestconfig.getoption("--install-brokers"))
-    except brokers.MissingServerError as error:
-        missing_server(pytestconfig, error)
+    return program_of(pytestconfig, "kafka")
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +103,7 @@ def rabbitmq_url(pytestconfig: pytest.Config) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def rabbitmq_server(pytestconfig: pytest.Config) -> str:
     """The path of the rabbitmq-server program, for tests that start their own."""
-    try:
-        return brokers.program("rabbitmq", install=pytestconfig.getoption("--install-brokers"))
-    except brokers.MissingServerError as error:
-        missing_server(pytestconfig, error)
+    return program_of(pytestconfig, "rabbitmq")
 
 
 def _loop(name: str, options: dict[str, Any], needs: str, id: str) -> Any:
