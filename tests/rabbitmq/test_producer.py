@@ -307,7 +307,7 @@ async def test_little_is_in_doubt_when_nobody_answers(names: Names, driver: Driv
         sender = producer(proxy.url, names, driver)
         await sender.send([message("k")], 10)
         proxy.frozen = True
-        outcomes = await sender.send([message("k") for _ in range(5000)], 1)
+        outcomes = await sender.send([message("k") for _ in range(5000)], 0.6)
         kinds = [type(outcome) for outcome in outcomes]
         in_doubt = kinds.count(EmitTimeoutError)
         assert 0 < in_doubt <= 2000

@@ -132,7 +132,22 @@ class Source:
             timeout=self.connect_timeout,
             ssl_context=self._tls,
             client_properties={"connection_name": connection_name},
+            connection_class=_aio_connection_type(),
         )
+
+
+@cache
+def _aio_connection_type() -> Any:
+    """aio-pika's connection, which closes itself when it is collected, also where no loop runs that could do it.
+
+    What is ours is always closed; one that never came about would end in a warning of a coroutine never awaited.
+    """
+    base: Any = import_aio_pika().Connection
+
+    class Connection(base):  # type: ignore[misc]  # its type is not known without the import
+        def __del__(self) -> None: ...
+
+    return Connection
 
 
 def _problem(parts: SplitResult, url: str) -> str | None:
