@@ -140,3 +140,39 @@ def test_an_exit_without_a_close_is_clean(cluster: Cluster) -> None:
     done = subprocess.run([sys.executable, "-c", code, cluster.servers, topic], timeout=60, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(cluster.read(topic, 100)) == 100
+
+
+_SILENT_EXIT = """
+import sys, threading, time
+import dispytch.kafka.producer, dispytch.kafka.sender
+from dispytch import EventBase
+from dispytch.kafka import KafkaProducer
+from dispytch.sync import EventEmitter
+
+dispytch.kafka.producer.FLUSH_TIMEOUT = dispytch.kafka.sender.FLUSH_TIMEOUT = 0.2
+
+class Paid(EventBase):
+    __topic__ = sys.argv[2]
+    number: int
+
+class Silent:
+    def __init__(self, client): self.client = client
+    def produce(self, *args, **options): pass
+    def __getattr__(self, name): return getattr(self.client, name)
+
+emitter = EventEmitter(KafkaProducer(sys.argv[1]))
+emitter.emit(Paid(number=0))
+(sender,) = dispytch.kafka.sender._senders
+sender._client = Silent(sender._client)
+threading.Thread(target=emitter.emit_many, args=([Paid(number=1), Paid(number=2)],), daemon=True).start()
+while not sender._open:
+    time.sleep(0.01)
+time.sleep(0.1)
+"""
+
+
+def test_an_exit_without_a_close_tells_of_what_is_unconfirmed(cluster: Cluster) -> None:
+    call = [sys.executable, "-c", _SILENT_EXIT, cluster.servers, unique()]
+    done = subprocess.run(call, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "not closed before the exit: 2 events were handed over" in done.stderr
