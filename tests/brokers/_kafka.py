@@ -102,7 +102,8 @@ class Kafka(Server):
         if (kept := folder / "data" / "meta.properties").exists():
             self._clusters[port] = _property(kept, "cluster.id")
             return
-        cluster = self._clusters[port] = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # One that begins with a hyphen would be taken for an option.
+        cluster = self._clusters[port] = "k" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip("=")
         users = (
             f"--add-scram=SCRAM-SHA-{bits}=[name={name},password={password}]"
             for bits in (256, 512)
