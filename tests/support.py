@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from uuid import uuid4
 
 import anyio
+
+CANARY = "canary-9f3e"
+"""A password that must turn up nowhere."""
 
 PATIENCE = 30.0
 """Seconds after which something that was waited for will not come any more."""
@@ -30,3 +34,26 @@ def blocking_until(condition: Callable[[], object]) -> None:
 def unique(name: str) -> str:
     """A name that no other test uses."""
     return f"{name}-{uuid4().hex[:12]}"
+
+
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def texts(error: BaseException | None) -> str:
+    """Everything that an error and what it came from say."""
+    found = ""
+    seen: set[int] = set()
+    queue = [error]
+    while queue:
+        one = queue.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        found += f"{one!r} {one} "
+        queue += [one.__cause__, one.__context__]
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,6 @@ admin_module: Any = import_module("confluent_kafka.admin")
 _numbers = count()
 _unheard = logging.getLogger("tests.kafka.unheard")
 _unheard.disabled = True
-CANARY = "canary-9f3e"
 SECONDS = 30.0
 """After which what was waited for will not come any more."""
 
@@ -96,28 +94,6 @@ def kafka_threads() -> list[threading.Thread]:
     """The threads of Kafka that the test has."""
     running = set(threading.enumerate()) - earlier_threads
     return [thread for thread in running if thread.name.startswith("dispytch kafka")]
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def texts(error: BaseException | None) -> str:
-    """Everything that an error and what it came from say."""
-    found = ""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        one = queue.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        found += f"{one!r} {one} "
-        queue += [one.__cause__, one.__context__]
-    return found
 
 
 class Cluster:

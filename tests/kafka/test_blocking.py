@@ -15,7 +15,8 @@ from dispytch.abc import Receipt
 from dispytch.errors import ConfigurationError, EmitUnreachableError
 from dispytch.kafka import BlockingKafkaProducer, KafkaConsumer, KafkaProducer
 from dispytch.sync import EventDispatcher, EventEmitter
-from tests.kafka.helpers import Cluster, blocking_until, closed_port, confluent, kafka_threads, message, unique
+from tests.kafka.helpers import Cluster, blocking_until, confluent, kafka_threads, message, unique
+from tests.support import closed_port
 
 
 def test_emit_and_handle(cluster: Cluster) -> None:

@@ -17,7 +17,6 @@ from tests.kafka.helpers import (
     Cluster,
     acknowledged,
     admin_module,
-    closed_port,
     confluent,
     kafka_threads,
     message,
@@ -26,6 +25,7 @@ from tests.kafka.helpers import (
     unique,
     until,
 )
+from tests.support import closed_port
 
 anyio_mark = pytest.mark.anyio
 one_loop = pytest.mark.parametrize("anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], scope="module")

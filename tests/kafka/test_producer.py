@@ -20,7 +20,8 @@ from dispytch.errors import (
     UnconfirmedError,
 )
 from dispytch.kafka import KafkaEventConfig, KafkaEventRoute, KafkaProducer
-from tests.kafka.helpers import Cluster, closed_port, confluent, kafka_threads, message, unique, until
+from tests.kafka.helpers import Cluster, confluent, kafka_threads, message, unique, until
+from tests.support import closed_port
 
 anyio_mark = pytest.mark.anyio
 

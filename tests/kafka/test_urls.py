@@ -13,7 +13,8 @@ from dispytch import consumer_from_url, producer_from_url
 from dispytch.abc import Receipt
 from dispytch.errors import BrokerUnreachableError, ConfigurationError, EmitUnreachableError
 from dispytch.kafka import KafkaConsumer, KafkaProducer
-from tests.kafka.helpers import CANARY, Cluster, kafka_threads, message, receive, subscription, texts, unique
+from tests.kafka.helpers import Cluster, kafka_threads, message, receive, subscription, unique
+from tests.support import CANARY, texts
 
 PASSWORD = "alice%27s%20secret"
 

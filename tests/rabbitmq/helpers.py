@@ -18,8 +18,6 @@ from dispytch.abc import Delivery, EventRoute, EventSubscription, Message, Outco
 from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventRoute, RabbitMQEventSubscription
 from tests.support import unique
 
-CANARY = "canary-9f3e"
-
 
 @contextmanager
 def channel_to(url: str) -> Iterator[Any]:
@@ -83,13 +81,6 @@ def is_trio(anyio_backend: tuple[str, Any]) -> bool:
 
 def our_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("dispytch rabbitmq")]
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def port_of(url: str) -> int:
@@ -173,21 +164,6 @@ def proxy_to(url: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.close()
-
-
-def texts(error: BaseException | None) -> str:
-    """Everything that an error and what it came from say."""
-    found = ""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        one = queue.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        found += f"{one!r} {one} "
-        queue += [one.__cause__, one.__context__]
-    return found
 
 
 def make_certificates(folder: Path) -> None:

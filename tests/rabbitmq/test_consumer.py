@@ -19,7 +19,6 @@ from tests.rabbitmq.helpers import (
     Names,
     ack,
     channel_to,
-    closed_port,
     count,
     drain,
     exists,
@@ -29,7 +28,7 @@ from tests.rabbitmq.helpers import (
     publish,
     subscribe,
 )
-from tests.support import unique, until
+from tests.support import closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 

@@ -25,7 +25,6 @@ from tests.rabbitmq.helpers import (
     Names,
     Proxy,
     channel_to,
-    closed_port,
     count,
     drain,
     exists,
@@ -34,7 +33,7 @@ from tests.rabbitmq.helpers import (
     our_threads,
     proxy_to,
 )
-from tests.support import unique, until
+from tests.support import closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,8 @@ from dispytch.rabbitmq.producer import Driver
 from dispytch.rabbitmq.source import Source
 from tests import brokers
 from tests.brokers import Running
-from tests.rabbitmq.helpers import CANARY, closed_port, make_certificates, message, port_of, proxy_to, texts
+from tests.rabbitmq.helpers import make_certificates, message, port_of, proxy_to
+from tests.support import CANARY, closed_port, texts
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from dispytch.abc import EventSubscription, Message, Subscription
 from dispytch.redis import RedisEventRoute, RedisEventSubscription
 
 _numbers = count()
-CANARY = "canary-9f3e"
 
 
 def unique(name: str = "channel") -> str:
@@ -53,13 +52,6 @@ def subscription(pattern: str, delimiter: str | None = None) -> Subscription:
 
 def message(channel: str, payload: bytes = b"{}") -> Message:
     return Message(unique("id"), RedisEventRoute(channel), payload)
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def reader_threads() -> list[threading.Thread]:
@@ -149,21 +141,6 @@ def subscribe_only(command: list[bytes]) -> bytes | None:
             for number, name in enumerate(command[1:])
         )
     return None
-
-
-def texts(error: BaseException | None) -> str:
-    """Everything that an error and what it came from say."""
-    found = ""
-    seen: set[int] = set()
-    queue = [error]
-    while queue:
-        one = queue.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        found += f"{one!r} {one} "
-        queue += [one.__cause__, one.__context__]
-    return found
 
 
 def is_trio(anyio_backend: tuple[str, Any]) -> bool:

@@ -17,16 +17,8 @@ from dispytch.abc import Receipt
 from dispytch.errors import EmitTimeoutError, EmitUnreachableError, UnconfirmedError
 from dispytch.redis import BlockingRedisProducer, RedisConsumer, RedisProducer
 from dispytch.sync import EventDispatcher, EventEmitter
-from tests.redis.helpers import (
-    blocking_until,
-    client_of,
-    closed_port,
-    fake_server,
-    message,
-    reader_threads,
-    swallow_publish,
-    unique,
-)
+from tests.redis.helpers import blocking_until, client_of, fake_server, message, reader_threads, swallow_publish, unique
+from tests.support import closed_port
 
 
 def test_emit_and_handle(redis_url: str) -> None:

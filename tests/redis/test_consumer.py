@@ -16,19 +16,17 @@ from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationEr
 from dispytch.redis import RedisConsumer
 from dispytch.redis.threads import ThreadLink
 from tests.redis.helpers import (
-    CANARY,
     client_of,
-    closed_port,
     fake_server,
     is_trio,
     reader_threads,
     subscribe_only,
     subscription,
     swallow_all,
-    texts,
     unique,
     until,
 )
+from tests.support import CANARY, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 

@@ -22,19 +22,8 @@ from dispytch.errors import (
     UnconfirmedError,
 )
 from dispytch.redis import RedisEventRoute, RedisProducer
-from tests.redis.helpers import (
-    CANARY,
-    client_of,
-    closed_port,
-    fake_server,
-    is_trio,
-    message,
-    swallow_all,
-    swallow_publish,
-    texts,
-    unique,
-    until,
-)
+from tests.redis.helpers import client_of, fake_server, is_trio, message, swallow_all, swallow_publish, unique, until
+from tests.support import CANARY, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,9 @@ from dispytch.errors import BrokerError, BrokerUnreachableError, EmitRejectedErr
 from dispytch.redis import RedisStreamConsumer, RedisStreamProducer
 from tests.conftest import in_ci
 from tests.redis import helpers
-from tests.redis.helpers import CANARY, blocking_until, client_of, closed_port, reader_threads, texts, unique, until
+from tests.redis.helpers import blocking_until, client_of, reader_threads, unique, until
 from tests.redis.streams import helpers as streams
+from tests.support import CANARY, closed_port, texts
 
 SCHEMES = ["redis", "redis+stream"]
 """Pub/Sub and Streams."""

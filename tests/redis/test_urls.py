@@ -23,7 +23,8 @@ from dispytch.errors import BrokerUnreachableError, ConfigurationError, EmitUnre
 from dispytch.redis import RedisConsumer, RedisProducer
 from dispytch.redis.source import with_advice
 from tests.conftest import in_ci
-from tests.redis.helpers import CANARY, message, reader_threads, subscription, texts, unique
+from tests.redis.helpers import message, reader_threads, subscription, unique
+from tests.support import CANARY, texts
 
 
 @pytest.mark.parametrize(

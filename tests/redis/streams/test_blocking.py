@@ -17,9 +17,10 @@ from dispytch.abc import Receipt
 from dispytch.errors import EmitTimeoutError, EmitUnreachableError, UnconfirmedError
 from dispytch.redis import BlockingRedisStreamProducer, RedisStreamProducer
 from dispytch.sync import EventDispatcher, EventEmitter
-from tests.redis.helpers import blocking_until, client_of, closed_port, fake_server, reader_threads, unique
+from tests.redis.helpers import blocking_until, client_of, fake_server, reader_threads, unique
 from tests.redis.streams.helpers import consumer_of, message, pending
 from tests.redis.streams.test_producer import swallow_xadd
+from tests.support import closed_port
 
 
 @pytest.fixture

@@ -13,17 +13,7 @@ import pytest
 from dispytch.abc import Outcome
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.redis import RedisStreamConsumer
-from tests.redis.helpers import (
-    CANARY,
-    client_of,
-    closed_port,
-    fake_server,
-    is_trio,
-    reader_threads,
-    texts,
-    unique,
-    until,
-)
+from tests.redis.helpers import client_of, fake_server, is_trio, reader_threads, unique, until
 from tests.redis.streams.helpers import (
     GROUP,
     consumer_of,
@@ -38,6 +28,7 @@ from tests.redis.streams.helpers import (
     subscription,
     take,
 )
+from tests.support import CANARY, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 

@@ -27,8 +27,9 @@ from dispytch.redis import (
     RedisStreamEventConfig,
     RedisStreamProducer,
 )
-from tests.redis.helpers import CANARY, client_of, closed_port, fake_server, is_trio, texts, unique, until
+from tests.redis.helpers import client_of, fake_server, is_trio, unique, until
 from tests.redis.streams.helpers import consumer_of, message, subscription, take
+from tests.support import CANARY, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 
