@@ -343,6 +343,7 @@ async def handle(event: Event[Tick]) -> None:
 def previous(number, frame): ...
 
 signal.signal(signal.SIGTERM, previous)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may have it ignored
 sync.EventEmitter(MemoryProducer(broker)).emit(Tick(n=1))
 loop = sys.argv[1]
 dispatcher.run("trio" if loop == "trio" else "asyncio", use_uvloop=loop == "uvloop")

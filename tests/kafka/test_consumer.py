@@ -367,7 +367,7 @@ async def test_stopping_is_prompt(cluster: Cluster) -> None:
     await consumer.start([subscription(topic)])
     await receive(consumer, 1, settle=True)
     took = []
-    for _ in range(2):
+    while len(took) < 5 and not any(seconds < 0.2 for seconds in took):
         await consumer.start([subscription(topic)])
         assert consumer._reader is not None
         await until(lambda: consumer._reader is not None and consumer._reader._assignment.partitions)

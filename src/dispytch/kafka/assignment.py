@@ -34,8 +34,8 @@ class Assignment:
         self._lock = lock
         self._say = say
         self.partitions: dict[tuple[str, int], Partition] = {}
-        self.is_known = False
-        self.is_paused = False
+        self.is_known: bool = False
+        self.is_paused: bool = False
         self.error: BaseException | None = None
         self._new: list[Partition] = []
         self._to_pause: list[Partition] = []

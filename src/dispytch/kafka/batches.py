@@ -140,7 +140,7 @@ class BlockingBatch(Batch):
 
     def __init__(self, messages: Sequence[Message]) -> None:
         super().__init__(messages)
-        self.done = threading.Event()
+        self.done: threading.Event = threading.Event()
 
     def finish(self) -> None:
         self.done.set()
@@ -152,7 +152,7 @@ class LoopBatch(Batch):
     def __init__(self, messages: Sequence[Message], loop: Loop) -> None:
         super().__init__(messages)
         self.loop: Loop = loop
-        self.done = anyio.Event()
+        self.done: anyio.Event = anyio.Event()
 
     def finish(self) -> None:
         self.loop.post(self.done.set)

@@ -26,7 +26,7 @@ class Partition:
         self.key: tuple[str, int] = (topic, number)
         self.is_taken: bool = is_taken
         """Whether its topic is for us at all; a pattern may match more than it should."""
-        self.tracker = Tracker()
+        self.tracker: Tracker = Tracker()
         self.is_lost: bool = False
         self.is_full: bool = False
         self.last: int = -1

@@ -60,7 +60,7 @@ class _Flush:
     """Somebody in the loop waits until what is done has been committed."""
 
     def __init__(self, loop: Loop) -> None:
-        self.done = anyio.Event()
+        self.done: anyio.Event = anyio.Event()
         self.is_committed = False
         self.failure: str | None = None
         self._loop = loop

@@ -56,7 +56,7 @@ class Sender:
         self.message_timeout: float | None = message_timeout
         self.is_used: bool = False
         self.is_closed: bool = False
-        self.trouble = Trouble(settings)
+        self.trouble: Trouble = Trouble(settings)
         self._settings = settings
         self._is_ours = client is None
         if client is None:

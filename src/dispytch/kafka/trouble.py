@@ -41,9 +41,9 @@ class Trouble:
         self._settings = settings
         self.text: str | None = None
         self.since: float | None = None
-        self.is_final = False
+        self.is_final: bool = False
         self.fatal: str | None = None
-        self.are_down = False
+        self.are_down: bool = False
 
     def note(self, error: Any) -> None:
         """librdkafka's ``error_cb``."""
