@@ -366,7 +366,7 @@ async def test_stopping_is_prompt(cluster: Cluster) -> None:
     consumer = consumer_of(cluster)
     await consumer.start([subscription(topic)])
     await receive(consumer, 1, settle=True)
-    took = []
+    took: list[float] = []
     while len(took) < 5 and not any(seconds < 0.2 for seconds in took):
         await consumer.start([subscription(topic)])
         assert consumer._reader is not None
