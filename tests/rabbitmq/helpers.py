@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import selectors
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -164,21 +162,6 @@ def proxy_to(url: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.close()
-
-
-def make_certificates(folder: Path) -> None:
-    """An authority of our own, ``ca.pem``, and what it signed for 127.0.0.1: ``server.pem`` and ``server.key``."""
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    for command in (
-        ["req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Dispytch test authority"],
-        ["req", "-newkey", *key[1:-2], "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1"],
-        [
-            *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "2", "-extfile", "names", "-out", "server.pem"),
-        ],
-    ):
-        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
 
 
 class Names:

@@ -17,7 +17,8 @@ from dispytch.rabbitmq.producer import Driver
 from dispytch.rabbitmq.source import Source
 from tests import brokers
 from tests.brokers import Running
-from tests.rabbitmq.helpers import make_certificates, message, port_of, proxy_to
+from tests.certificates import Certificates
+from tests.rabbitmq.helpers import message, port_of, proxy_to
 from tests.support import CANARY, closed_port, texts
 
 
@@ -115,7 +116,7 @@ async def test_what_went_wrong_is_said(rabbitmq_url: str, driver: Driver | None)
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    make_certificates(folder)
+    Certificates(folder, "IP:127.0.0.1")
     return folder
 
 
@@ -129,7 +130,7 @@ def server(
         "listeners.ssl.1": f"127.0.0.1:{port}",
         "ssl_options.certfile": certificates / "server.pem",
         "ssl_options.keyfile": certificates / "server.key",
-        "ssl_options.cacertfile": certificates / "ca.pem",
+        "ssl_options.cacertfile": certificates / "authority.pem",
         "ssl_options.verify": "verify_none",
     }
     with brokers.started(brokers.RabbitMQ(settings), tmp_path_factory.mktemp("server")) as running:
@@ -143,7 +144,7 @@ class TestTLS:
     ) -> None:
         _, port = server
         for options, works in (
-            (f"cafile={certificates}/ca.pem", True),
+            (f"cafile={certificates}/authority.pem", True),
             ("", False),
             ("no_verify_ssl=1", True),
         ):
@@ -160,7 +161,7 @@ class TestTLS:
     async def test_the_host_name_is_verified(
         self, server: tuple[Running, int], certificates: Path, driver: Driver | None
     ) -> None:
-        url = f"amqps://localhost:{server[1]}?cafile={certificates}/ca.pem"
+        url = f"amqps://localhost:{server[1]}?cafile={certificates}/authority.pem"
         consumer = RabbitMQConsumer(url, queue="q", driver=driver)
         with pytest.raises(BrokerUnreachableError, match="certificate"):
             await consumer.start()

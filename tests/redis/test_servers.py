@@ -22,6 +22,7 @@ from dispytch import sync as blocking
 from dispytch.abc import Receipt
 from dispytch.errors import BrokerError, BrokerUnreachableError, EmitRejectedError, EmitUnreachableError
 from dispytch.redis import RedisStreamConsumer, RedisStreamProducer
+from tests.certificates import Certificates
 from tests.conftest import in_ci
 from tests.redis import helpers
 from tests.redis.helpers import blocking_until, client_of, reader_threads, unique, until
@@ -59,33 +60,6 @@ def _answers(port: int, context: ssl.SSLContext | None) -> bool:
             secure.sendall(b"PING\r\n")
             return secure.recv(1) == b"+"
     return False
-
-
-class Certificates:
-    """An authority of the test's own, and what it has signed: a server's certificate, and a client's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.authority = self._make("authority", "/CN=An authority", sign=False)
-        self.server = self._make("server", "/CN=localhost", "subjectAltName=DNS:localhost")
-        self.client = self._make("client", "/CN=A client")
-
-    def key(self, certificate: Path) -> Path:
-        return certificate.with_suffix(".key")
-
-    def _make(self, name: str, subject: str, extension: str | None = None, *, sign: bool = True) -> Path:
-        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        signed = ["-CA", f"{self.folder}/authority.pem", "-CAkey", f"{self.folder}/authority.key"] if sign else []
-        extensions = ["-addext", extension] if extension else []
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", subject),
-                *("-keyout", str(key), "-out", str(certificate), *extensions, *signed),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        return certificate
 
 
 class SecureServer(NamedTuple):
