@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dispytch.rabbitmq.producer import Driver
-from tests.rabbitmq.helpers import Names, is_trio
+from tests.rabbitmq.helpers import Names, earlier_threads, is_trio
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_others() -> None:
+    """What an earlier test has left behind fails no other."""
+    earlier_threads.clear()
+    earlier_threads.update(threading.enumerate())
 
 
 @pytest.fixture

@@ -77,8 +77,14 @@ def is_trio(anyio_backend: tuple[str, Any]) -> bool:
     return anyio_backend[0] == "trio"
 
 
+earlier_threads: set[threading.Thread] = set()
+"""Those that ran before the test began."""
+
+
 def our_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("dispytch rabbitmq")]
+    """The threads of RabbitMQ that the test has."""
+    running = set(threading.enumerate()) - earlier_threads
+    return [thread.name for thread in running if thread.name.startswith("dispytch rabbitmq")]
 
 
 def port_of(url: str) -> int:
