@@ -135,15 +135,20 @@ class ClosingRows(Bench):
                     break
             assert fastest <= 0.2
 
-            busy = self.dispatcher(drain_timeout=0.3)
+            fastest = float("inf")
+            for n in range(5, 10):
+                busy = self.dispatcher(drain_timeout=0.3)
 
-            @busy.handler(kind)
-            async def hang(event: Event[Numbered]) -> None:
-                seen.add(-1)
-                await anyio.sleep_forever()
+                @busy.handler(kind)
+                async def hang(event: Event[Numbered]) -> None:
+                    seen.add(event.body.n)
+                    await anyio.sleep_forever()
 
-            async with self.running(busy):
-                await emitter.emit(kind(n=0))
-                await self.until(lambda: -1 in seen)
-                began = time.perf_counter()
-            assert 0.3 <= time.perf_counter() - began < 1.3
+                async with self.running(busy):
+                    await emitter.emit(kind(n=n))
+                    await self.until(lambda n=n: n in seen)  # type: ignore[misc]
+                    began = time.perf_counter()
+                fastest = min(fastest, time.perf_counter() - began)
+                if fastest < 1.3:
+                    break
+            assert 0.3 <= fastest < 1.3
