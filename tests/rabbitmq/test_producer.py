@@ -402,7 +402,7 @@ async def test_stop_waits_for_what_is_under_way(names: Names, driver: Driver | N
         await sender.stop()
     await sender.stop()  # the first one may have come before the batch, which then opened a connection of its own
     assert sum(isinstance(outcome, Receipt) for outcome in found) == count(names.url, names.queue)
-    assert not our_threads()
+    await until(lambda: not our_threads())
 
 
 @pytest.mark.parametrize(
