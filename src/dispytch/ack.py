@@ -1,5 +1,5 @@
 """Acknowledgement policies: when an event is acknowledged."""
 
-from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy
+from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 
-__all__ = ["AckAfterProcessing", "AckBeforeProcessing", "AckPolicy"]
+__all__ = ["AckAfterProcessing", "AckBeforeProcessing", "AckPolicy", "ManualAck"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AckAfterProcessing", "AckBeforeProcessing", "AckPolicy"]
+__all__ = ["AckAfterProcessing", "AckBeforeProcessing", "AckPolicy", "ManualAck"]
 
 
 class AckPolicy:
@@ -24,3 +24,7 @@ class AckAfterProcessing(AckPolicy):
 
 class AckBeforeProcessing(AckPolicy):
     """Acknowledged before the first handler of its batch starts: at most once, no redelivery."""
+
+
+class ManualAck(AckPolicy):
+    """Settled by the handler, with ``event.ack()``, ``nack()`` or ``reject()``; to return without is a failure."""

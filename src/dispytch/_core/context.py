@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from dispytch._core.bodies import BodyType
 from dispytch._core.deadletters import read_dead_letter
 from dispytch._core.envelope import Opened
-from dispytch._core.events import Meta
+from dispytch._core.events import Event, Meta
 from dispytch._core.messages import Delivery
 from dispytch._core.patterns import segments
-from dispytch.errors import DecodeError
+from dispytch._core.settling import ACKED, Said, conclude
+from dispytch.errors import ConfigurationError, DecodeError
 
-__all__ = ["EventHandlerContext", "Middleware", "NextCall"]
+__all__ = ["BatchContext", "EventHandlerContext", "InFlight", "Middleware", "NextCall", "Pause"]
 
 
 class Pause(Protocol):
     """Waits some seconds; False if the dispatcher stops meanwhile."""
 
     async def __call__(self, seconds: float) -> bool: ...
+
+
+class InFlight(Protocol):
+    """An event that is being handled, as far as its contexts need it."""
+
+    @property
+    def pause(self) -> Pause:
+        """Waits before another try."""
+
+    def acknowledge(self) -> None:
+        """Its only handler is done with it, though it may go on: it can be acknowledged. In any thread."""
 
 
 class EventHandlerContext:
@@ -36,9 +49,10 @@ class EventHandlerContext:
     __slots__ = (
         "_delimiter",
         "_event",
+        "_in_flight",
         "_meta",
         "_opened",
-        "_pause",
+        "_said",
         "_state",
         "cut_short",
         "failures",
@@ -53,7 +67,7 @@ class EventHandlerContext:
         params: Mapping[str, str],
         failures: int,
         delimiter: str | None,
-        pause: Pause,
+        in_flight: InFlight,
     ) -> None:
         self._opened = opened
         self.handler: str = handler
@@ -61,7 +75,8 @@ class EventHandlerContext:
         self.failures: int = failures
         self.cut_short: bool = False
         self._delimiter = delimiter
-        self._pause = pause
+        self._in_flight = in_flight
+        self._said: Said | None = None
         self._meta: Meta | None = None
         self._event: Mapping[str, Any] | None = None
         self._state: dict[Any, Any] | None = None
@@ -79,6 +94,16 @@ class EventHandlerContext:
                 raise DecodeError(f"ctx.event needs an object as the event's data, but it is {type(data).__name__}")
             self._event = MappingProxyType(data)
         return self._event
+
+    @property
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        """The data of the events: of the one, or of all of a batch. See `event`."""
+        return (self.event,)
+
+    @property
+    def contexts(self) -> Sequence[EventHandlerContext]:
+        """The contexts of the events: this one, or one for each event of a batch."""
+        return (self,)
 
     @property
     def event_route(self) -> tuple[str, ...]:
@@ -111,7 +136,7 @@ class EventHandlerContext:
         Returns:
             False if the dispatcher is stopping: the wait ended at once, and the failure should be raised.
         """
-        waited = await self._pause(seconds)
+        waited = await self._in_flight.pause(seconds)
         self.cut_short = not waited
         return waited
 
@@ -134,8 +159,118 @@ class EventHandlerContext:
             message=delivery,
         )
 
+    def say(self, said: Said) -> None:
+        """Takes what the handler says of the event; only the first counts. In any thread."""
+        if self._said is None:
+            self._said = said
+            if said == ACKED:
+                self._in_flight.acknowledge()
+
+    @property
+    def has_word(self) -> bool:
+        """Whether the handler has settled the event."""
+        return self._said is not None
+
+    def conclude(self, error: BaseException | None, is_manual: bool) -> BaseException | None:
+        """How a try has ended, see `dispytch._core.settling.conclude`. An acknowledgement stands from now on."""
+        said = self._said
+        if said is not None and said != ACKED:
+            self._said = None
+        return conclude(said, error, is_manual)
+
+    def failed(self) -> None:
+        """Counts a try that failed."""
+        self.failures += 1
+
     def __repr__(self) -> str:
         return f"<EventHandlerContext of {self.handler}, event {self._opened.id}>"
+
+
+class BatchContext(EventHandlerContext):
+    """A batch on its way to a handler, as middleware sees it: once for all of its events.
+
+    What only a single event has (`event`, `event_route`, `message`, `meta`) is asked of each of `contexts`.
+    """
+
+    __slots__ = ("_bodies", "_parts", "_pause")
+
+    def __init__(
+        self,
+        handler: str,
+        parts: Sequence[EventHandlerContext],
+        pause: Pause,
+        bodies: dict[BodyType, list[Any]],
+    ) -> None:
+        self._parts = parts
+        self._pause = pause
+        # Read already, to see whether they can be; whatever tries again has bodies of its own.
+        self._bodies = bodies
+        self._state = None
+        self.handler = handler
+        self.params = MappingProxyType({})
+        self.failures = max((part.failures for part in parts), default=0)
+        self.cut_short = False
+
+    @property
+    def event(self) -> Mapping[str, Any]:
+        raise self._has_many("event", "events")
+
+    @property
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        return [part.event for part in self._parts]
+
+    @property
+    def contexts(self) -> Sequence[EventHandlerContext]:
+        return self._parts
+
+    @property
+    def event_route(self) -> tuple[str, ...]:
+        raise self._has_many("event_route", "contexts[...].event_route")
+
+    @property
+    def message(self) -> Delivery:
+        raise self._has_many("message", "contexts[...].message")
+
+    @property
+    def meta(self) -> Meta:
+        raise self._has_many("meta", "contexts[...].meta")
+
+    def _has_many(self, name: str, instead: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"the batch of handler {self.handler} has no ctx.{name} of its own; use ctx.{instead}"
+        )
+
+    def read(self, body: BodyType, is_wrapped: bool) -> list[Any]:
+        """The events that the handler has not settled yet, or their bodies alone.
+
+        Raises:
+            DecodeError: one cannot be read.
+        """
+        unsettled = [part for part in self._parts if not part.has_word]
+        values = self._bodies.pop(body, None)
+        if values is None:
+            values = [body.read(part._opened) for part in unsettled]
+        if not is_wrapped:
+            return values
+        return [Event(value, part) for value, part in zip(values, unsettled, strict=True)]  # type: ignore[arg-type]  # it makes the meta
+
+    async def back_off(self, seconds: float) -> bool:
+        waited = await self._pause(seconds)
+        self.cut_short = not waited
+        return waited
+
+    def conclude(self, error: BaseException | None, is_manual: bool) -> BaseException | None:
+        # What is said of single events is looked at when the call is over.
+        return None if all(part.has_word for part in self._parts) else error
+
+    def failed(self) -> None:
+        self.failures += 1
+        for part in self._parts:
+            if not part.has_word:
+                part.failures += 1
+
+    def __repr__(self) -> str:
+        return f"<BatchContext of {self.handler}, {len(self._parts)} events>"
 
 
 NextCall = Callable[[EventHandlerContext], Awaitable[Any]]
@@ -145,6 +280,8 @@ NextCall = Callable[[EventHandlerContext], Awaitable[Any]]
 class Middleware(ABC):
     """Wraps the handlers it is given to. One instance serves all events, concurrently."""
 
+    takes_batches: ClassVar[bool] = True
+    """Whether it can wrap a handler of batches; one that decides on single events cannot, and is refused there."""
     cancels: ClassVar[bool] = False
     """Whether it cancels what it wraps. A thread cannot be cancelled, so such a middleware is refused on a ``def``
     handler, and skipped for those where it is given to a router or a dispatcher."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from dispytch._core.messages import DeadLetter, Headers
 from dispytch._core.patterns import Pattern
 from dispytch._core.routes import EventConfig, EventRoute, PortableRoute, Template, route_templates
+from dispytch._core.settling import ACKED, Said, nacked, rejected
 from dispytch.errors import ConfigurationError
 
 __all__ = ["Declaration", "Event", "EventBase", "Meta", "declaration"]
@@ -226,8 +227,12 @@ class Meta:
         Meta.__init__(self, **state)
 
 
-class _HasMeta(Protocol):
+class _Context(Protocol):
+    """What made an event: it knows its meta, and takes what the handler says of it."""
+
     def make_meta(self) -> Meta: ...
+
+    def say(self, said: Said) -> None: ...
 
 
 class Event(Generic[T_co]):
@@ -235,25 +240,60 @@ class Event(Generic[T_co]):
 
     Every other attribute is read from the body if the body has it, else from `meta`: ``event.user`` is
     ``event.body.user``. For a body that is a mapping, its keys are the attributes. Type checkers see `body` and `meta`
-    only. Handlers under test can be called with ``Event(body)``.
+    only. Handlers under test can be called with ``Event(body)``, which is settled without any effect, as is a copy.
     """
 
-    __slots__ = ("_meta", "body")
+    __slots__ = ("_meta", "_origin", "body")
 
     body: T_co
 
     def __init__(self, body: T_co, meta: Meta | None = None) -> None:
         self.body: T_co = body
-        self._meta: Meta | _HasMeta | None = meta
+        self._origin: Meta | _Context | None = meta
+        self._meta: Meta
 
     @property
     def meta(self) -> Meta:
         """The event's id, type, topic, headers and the like."""
-        meta = self._meta
-        if not isinstance(meta, Meta):
+        try:
+            return self._meta
+        except AttributeError:
             # Most handlers never look, so it is made when the first one does.
-            meta = self._meta = Meta() if meta is None else meta.make_meta()
-        return meta
+            origin = self._origin
+            self._meta = Meta() if origin is None else origin if isinstance(origin, Meta) else origin.make_meta()
+            return self._meta
+
+    def ack(self) -> None:
+        """Settles the event: handled. What the handler does afterwards changes nothing, not even if it fails.
+
+        A plain call, from any thread; the acknowledgement goes with the dispatcher's next batch, once all handlers of
+        the event are done with it. What a handler says first of an event counts, the rest is ignored.
+        """
+        self._say(ACKED)
+
+    def nack(self, delay: float | None = None) -> None:
+        """Settles the event: a failure of this handler, to be tried again once it has returned. See `ack`.
+
+        Args:
+            delay: Seconds until then; with ``None`` the usual back-off.
+
+        Raises:
+            ConfigurationError: the delay is negative.
+        """
+        self._say(nacked(delay))
+
+    def reject(self, reason: str | None = None) -> None:
+        """Settles the event: this handler will never be able to handle it, so it is dead-lettered. See `ack`.
+
+        Args:
+            reason: What the dead letter says.
+        """
+        self._say(rejected(reason))
+
+    def _say(self, said: Said) -> None:
+        origin = self._origin
+        if origin is not None and not isinstance(origin, Meta):
+            origin.say(said)
 
     if not TYPE_CHECKING:
 

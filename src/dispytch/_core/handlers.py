@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
@@ -17,6 +18,7 @@ from dispytch._core.routes import EventRoute, EventSubscription, PortableRoute
 from dispytch.errors import ConfigurationError, RegistrationError
 
 __all__ = [
+    "Batching",
     "DeadLetterTarget",
     "Handler",
     "Registry",
@@ -25,11 +27,25 @@ __all__ = [
     "check_params",
     "make_handler",
     "refuse_bare",
+    "refuse_single",
 ]
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DeadLetterTarget = str | EventRoute | EllipsisType | None
 """A topic or route; ``...`` for the default one; ``None`` to log and acknowledge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How a handler of batches wants them.
+
+    Attributes:
+        size: How many events at most.
+        wait: For how many seconds at most the first one of a batch waits for others.
+    """
+
+    size: int
+    wait: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class Handler:
     ack_policy: AckPolicy | None
     dead_letter: DeadLetterTarget
     concurrency: int | None
+    batching: Batching | None
 
 
 class Registry:
@@ -74,6 +91,8 @@ class Registry:
         ack_policy: AckPolicy | None = None,
         dead_letter: DeadLetterTarget = ...,
         concurrency: int | None = None,
+        batch: int | None = None,
+        batch_wait: float = 1.0,
     ) -> Callable[[HandlerT], HandlerT]:
         """Registers a function as a handler; the function itself stays as it is.
 
@@ -86,7 +105,10 @@ class Registry:
             ack_policy: When its events are acknowledged; with ``None`` the dispatcher's policy.
             dead_letter: Where its failures go: a topic or a route of the transport, ``None`` to log and acknowledge;
                 by default what the dispatcher says.
-            concurrency: How many events it may handle at once, within the dispatcher's own limit.
+            concurrency: How many events it may handle at once, within the dispatcher's own limit; how many batches, one
+                by default.
+            batch: Hands it lists of up to so many events, ``list[Event[...]]``.
+            batch_wait: For how many seconds at most the first event of a batch waits for others.
 
         Raises:
             RegistrationError: the handler cannot be called as it is declared.
@@ -113,6 +135,8 @@ class Registry:
                     ack_policy=ack_policy,
                     dead_letter=dead_letter,
                     concurrency=concurrency,
+                    batch=batch,
+                    batch_wait=batch_wait,
                 )
             )
             return func
@@ -168,15 +192,20 @@ def make_handler(
     ack_policy: AckPolicy | None,
     dead_letter: DeadLetterTarget,
     concurrency: int | None,
+    batch: int | None = None,
+    batch_wait: float = 1.0,
 ) -> Handler:
     if not callable(func):
         raise RegistrationError(f"a handler must be callable, not {type(func).__name__}")
     name = callable_name(func)
     owner = f"handler {name}"
     subscription, event_type = _subscription(target, topic, event, owner)
-    plan = make_plan(func, name, frame)
+    batching = _batching(batch, batch_wait, owner)
+    plan = make_plan(func, name, frame, is_batch=batching is not None)
     _check_pattern(plan, subscription, delimiter, owner)
     own = check_middlewares(own, owner)
+    if batching is not None:
+        refuse_single((*outer, *own), owner)
     if not plan.is_async:
         for item in own:
             if item.cancels:
@@ -191,8 +220,40 @@ def make_handler(
     if concurrency is not None and concurrency < 1:
         raise RegistrationError(f"{owner}: concurrency must be at least 1, not {concurrency}")
     return Handler(
-        func, name, plan, frame, subscription, event_type, consumer, outer, own, ack_policy, dead_letter, concurrency
+        func,
+        name,
+        plan,
+        frame,
+        subscription,
+        event_type,
+        consumer,
+        outer,
+        own,
+        ack_policy,
+        dead_letter,
+        concurrency,
+        batching,
     )
+
+
+def _batching(batch: int | None, batch_wait: float, owner: str) -> Batching | None:
+    if batch is None:
+        return None
+    if not isinstance(batch, int) or batch < 1:
+        raise RegistrationError(f"{owner}: batch= is the most events of one call, at least 1, not {batch!r}")
+    if not 0 <= batch_wait < math.inf:
+        raise RegistrationError(f"{owner}: batch_wait= is in seconds, from 0 on, not {batch_wait!r}")
+    return Batching(batch, batch_wait)
+
+
+def refuse_single(middlewares: Sequence[Middleware], owner: str) -> None:
+    """Refuses middleware that decides on single events, for a handler of batches."""
+    for item in middlewares:
+        if not item.takes_batches:
+            raise RegistrationError(
+                f"{owner} gets batches, and {type(item).__name__} decides on single events; do it inside the handler, "
+                "or leave batch= out"
+            )
 
 
 def _subscription(

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -92,10 +92,11 @@ def SubscriptionParam(*, alias: str | None = None, **field: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class BodyNeed:
-    """A parameter that takes the event: wrapped in ``Event``, or its body alone."""
+    """A parameter that takes the event: wrapped in ``Event``, or its body alone; or a list of them, for a batch."""
 
     body: BodyType
     wrapped: bool
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +210,22 @@ def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | Non
             if item is Dependency or item is SubscriptionParam:
                 raise RegistrationError(f"{where}: {_CALL[item]}")
         annotation = base  # others' metadata is no concern of ours
+    if (need := _body_need(annotation, where)) is not None:
+        return need
+    if get_origin(annotation) in (list, Sequence) and (need := _body_need(get_args(annotation)[0], where)) is not None:
+        return BodyNeed(need.body, need.wrapped, many=True)
+    if default is not parameter.empty:
+        return None
+    raise RegistrationError(f"{where} ({_show(annotation)}) cannot be filled; {_HOW}")
+
+
+def _body_need(annotation: Any, where: str) -> BodyNeed | None:
     is_event, body = event_argument(annotation)
     if is_event:
         return BodyNeed(_body_type(body, where), wrapped=True)
     if isinstance(annotation, type) and issubclass(annotation, EventBase):
         return BodyNeed(_body_type(annotation, where), wrapped=False)
-    if default is not parameter.empty:
-        return None
-    raise RegistrationError(f"{where} ({_show(annotation)}) cannot be filled; {_HOW}")
+    return None
 
 
 _HOW = (

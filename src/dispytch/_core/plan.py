@@ -66,6 +66,7 @@ class Plan:
     func: Callable[..., Any]
     name: str
     is_async: bool
+    is_batch: bool = False
     args: tuple[tuple[str, int], ...] = ()
     bodies: list[tuple[int, BodyNeed]] = field(default_factory=list)
     params: list[tuple[int, ParamNeed]] = field(default_factory=list)
@@ -150,6 +151,7 @@ class _Planner:
 
     def place(self, need: Need, where: str) -> int:
         if isinstance(need, BodyNeed):
+            _check_many(need, self.plan.is_batch, where)
             # Compared one by one, since some annotations cannot be hashed.
             for number, known in self.plan.bodies:
                 if known.wrapped == need.wrapped and known.body.annotation == need.body.annotation:
@@ -158,6 +160,11 @@ class _Planner:
             self.plan.bodies.append((number, need))
             return number
         if isinstance(need, ParamNeed):
+            if self.plan.is_batch:
+                raise RegistrationError(
+                    f"{where} wants a segment of one event's route, but the handler gets batches, whose events may "
+                    "come by different ones; read event.meta.params of each"
+                )
             number = self.slot()
             self.plan.params.append((number, need))
             return number
@@ -194,6 +201,7 @@ def make_plan(
     name: str,
     frame: Mapping[str, Any],
     overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    is_batch: bool = False,
 ) -> Plan:
     """The plan of a handler.
 
@@ -201,16 +209,32 @@ def make_plan(
         name: The handler's qualified name, for messages.
         frame: Local names of the place where it was decorated, for string annotations.
         overrides: Providers to call instead of others.
+        is_batch: It takes lists of events.
 
     Raises:
         RegistrationError: a parameter cannot be filled, or dependencies go in a circle.
     """
-    plan = Plan(func, name, is_async_callable(func))
+    plan = Plan(func, name, is_async_callable(func), is_batch)
     if inspect.isgeneratorfunction(_underlying(func)) or inspect.isasyncgenfunction(_underlying(func)):
         raise RegistrationError(f"handler {name} is a generator; a handler returns, only dependencies may yield")
     owner = f"handler {name}"
     plan.args = _Planner(plan, overrides or {}, frame).fill(needs_of(func, owner, frame), owner)
+    if is_batch and not plan.bodies:
+        raise RegistrationError(f"{owner} has batch= and takes no events; give it a parameter such as list[Event[...]]")
     return plan
+
+
+def _check_many(need: BodyNeed, is_batch: bool, where: str) -> None:
+    if need.many and not is_batch:
+        raise RegistrationError(
+            f"{where} takes a list of events, which only handlers of batches get; give the handler batch=, for "
+            "instance batch=100, or annotate the parameter with Event[...]"
+        )
+    if is_batch and not need.many:
+        kind = "Event[...]" if need.wrapped else need.body.name
+        raise RegistrationError(
+            f"{where} takes one event, but the handler has batch= and gets many; annotate it with list[{kind}]"
+        )
 
 
 def make_app_plan(

@@ -16,13 +16,13 @@ import anyio.to_thread
 from pydantic import ValidationError
 
 from dispytch._bridge import in_context
-from dispytch._core.context import EventHandlerContext, Middleware
+from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
 from dispytch._core.plan import Kind, Plan, Step
 from dispytch.errors import DecodeError
 
-__all__ = ["CLEANUP_TIMEOUT", "Call", "Entered", "make_call", "unwind_async", "wrap"]
+__all__ = ["CLEANUP_TIMEOUT", "Call", "Entered", "concluded", "make_call", "unwind_async", "wrap"]
 
 logger = logging.getLogger("dispytch")
 
@@ -46,7 +46,7 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
         return _make_thread_call(plan, fill, limiter)
     func, args = plan.func, plan.args
     if not plan.steps:
-        if len(args) == 1 and not plan.params and not plan.app:
+        if len(args) == 1 and not plan.params and not plan.app and not plan.is_batch:
             return _make_simple_call(plan)
 
         def call(ctx: EventHandlerContext) -> Awaitable[Any]:
@@ -122,6 +122,17 @@ def _make_fill(plan: Plan, app: Mapping[Callable[..., Any], Any]) -> Callable[[E
         template[slot] = app[provider]
     bodies: Sequence[tuple[int, BodyNeed]] = plan.bodies
     params: Sequence[tuple[int, ParamNeed]] = plan.params
+
+    if plan.is_batch:
+
+        def fill_many(ctx: EventHandlerContext) -> Values:
+            assert isinstance(ctx, BatchContext)  # noqa: S101 - what a handler of batches is called with
+            values = template.copy()
+            for slot, need in bodies:
+                values[slot] = ctx.read(need.body, need.wrapped)
+            return values
+
+        return fill_many
 
     def fill(ctx: EventHandlerContext) -> Values:
         values = template.copy()
@@ -328,23 +339,50 @@ def _split(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     return [step for step in steps if step.slot in needed], [step for step in steps if step.slot not in needed]
 
 
-def wrap(call: Call, middlewares: Sequence[Middleware]) -> Call:
-    """The handler's call with its middleware around it, the first one outermost."""
+def wrap(call: Call, middlewares: Sequence[Middleware], is_manual: bool) -> Call:
+    """The handler's call with its middleware around it, the first one outermost.
+
+    What the handler says of an event is for middleware what it has done: see `conclude`.
+    """
     if not middlewares:
         return call
 
     async def counted(ctx: EventHandlerContext) -> Any:
+        result: Any = None
+        error: BaseException | None = None
         try:
             # A middleware may call it several times, and each try has a context of its own.
-            return await in_context(copy_context(), call, ctx)
+            result = await in_context(copy_context(), call, ctx)
+        except Exception as raised:
+            error = raised
         except BaseException:  # a middleware may have cancelled it
-            ctx.failures += 1
+            ctx.failed()
             raise
+        failure = concluded(ctx, error, is_manual)
+        if failure is None:
+            return result
+        ctx.failed()
+        try:
+            raise failure
+        finally:
+            del error, failure  # which hold this frame
 
     wrapped: Call = counted
     for middleware in reversed(middlewares):
         wrapped = _around(middleware, wrapped)
     return wrapped
+
+
+def concluded(ctx: EventHandlerContext, error: BaseException | None, is_manual: bool) -> BaseException | None:
+    """How a try has failed, by what the handler has raised and what it has said; ``None`` if it has not.
+
+    Args:
+        is_manual: To return without a word is a failure.
+    """
+    failure = ctx.conclude(error, is_manual)
+    if failure is None and error is not None:
+        logger.error("Handler %s has failed after it had settled what it was given.", ctx.handler, exc_info=error)
+    return failure
 
 
 def _around(middleware: Middleware, inner: Call) -> Call:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from dispytch._bridge import Loop
 from dispytch._core.context import Pause
 from dispytch._core.messages import Settlement
 from dispytch._runtime.wiring import Wired
 from dispytch.abc import Consumer, Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
 
-__all__ = ["SETTLE_TIMEOUT", "Link"]
+__all__ = ["SETTLE_TIMEOUT", "Link", "Signal"]
 
 logger = logging.getLogger("dispytch")
 
@@ -24,7 +25,7 @@ SETTLE_TIMEOUT = 10.0
 _SHORTEST_DELAY, _LONGEST_DELAY = 0.05, 5.0
 
 
-class _Signal:
+class Signal:
     """Wakes one waiting task of the same loop; signals that come before it waits are one."""
 
     __slots__ = ("_event", "_set")
@@ -49,7 +50,8 @@ class Link:
     """A consumer with its handlers, and the outcomes that wait to be sent to it.
 
     Args:
-        concurrency: How many events the dispatcher handles at once; with the consumer's prefetch, how many are held.
+        concurrency: How many events the dispatcher handles at once; that, or the largest batch, and the consumer's
+            prefetch are how many are held.
         pause: Waits by the consumer's clock, and returns False at once when the dispatcher stops.
     """
 
@@ -61,14 +63,16 @@ class Link:
         self.is_stale: Callable[[Delivery], bool] | None = self.consumer.is_stale if can_tell else None
         """See `Consumer.is_stale`; ``None`` where it is never so, which saves asking."""
         prefetch = self.consumer.prefetch
-        self.window = self.consumer.window = concurrency + (concurrency if prefetch is None else prefetch)
+        running = max([concurrency, *(one.batching.size for one in wired.bound if one.batching is not None)])
+        self.window = self.consumer.window = running + (running if prefetch is None else prefetch)
         self.pause: Pause = pause
         self.held = 0
         """Deliveries received and not settled."""
         self.outbox: list[Settlement] = []
-        self.room = _Signal()
+        self.room = Signal()
         self.connected = True
-        self._to_settle = _Signal()
+        self._loop = Loop()
+        self._to_settle = Signal()
         self._later: list[Settlement] = []
         self._later_at = 0.0
 
@@ -76,6 +80,13 @@ class Link:
         """Has an outcome sent with the next batch."""
         self.outbox.append(settlement)
         self._to_settle.set()
+
+    def in_loop(self, callback: Callable[[], object]) -> None:
+        """Calls in the loop: at once, or soon, if this is another thread."""
+        if self._loop.is_here:
+            callback()
+        else:
+            self._loop.post(callback)
 
     def let_go(self, count: int) -> None:
         """Notes that deliveries are settled, and wakes the feeder when there is room for a good batch."""

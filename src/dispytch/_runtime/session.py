@@ -16,8 +16,10 @@ from dispytch._core.context import Pause
 from dispytch._core.envelope import Opened
 from dispytch._core.messages import Outcome, Settlement
 from dispytch._runtime.links import SETTLE_TIMEOUT, Link
+from dispytch._runtime.trials import Trials
 from dispytch._runtime.wiring import Route, Wired
-from dispytch._runtime.workers import Counts, Work, Workers, make_dead_letter
+from dispytch._runtime.workers import Workers
+from dispytch._runtime.works import Counts, Work, make_dead_letter
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerUnreachableError, DecodeError, DeliveryError, DispytchError
 
@@ -50,7 +52,8 @@ class Session:
     def __init__(self, wired: Sequence[Wired], tuning: Tuning) -> None:
         self.tuning: Tuning = tuning
         self.counts = Counts()
-        self._workers = Workers(tuning.concurrency, tuning.max_deliveries, self.counts)
+        self._trials = Trials(tuning.max_deliveries, self.counts)
+        self._workers = Workers(self._trials, wired)
         self._stop = anyio.Event()
         self.links = [Link(one, tuning.concurrency, self._pauser(one.consumer.clock.sleep)) for one in wired]
 
@@ -58,12 +61,12 @@ class Session:
 
     def request_stop(self) -> None:
         """Begins the drain. In the loop's own thread."""
-        self._workers.stopping = True
+        self._trials.stopping = True
         self._stop.set()
 
     @property
     def stopping(self) -> bool:
-        return self._workers.stopping
+        return self._trials.stopping
 
     @property
     def in_flight(self) -> int:
@@ -71,7 +74,7 @@ class Session:
 
     @property
     def queued(self) -> int:
-        return len(self._workers.lanes)
+        return self._workers.queued
 
     @property
     def oldest_in_flight(self) -> float | None:
@@ -111,6 +114,8 @@ class Session:
                     async with anyio.create_task_group() as feeders:
                         for link in self.links:
                             feeders.start_soon(self._feed, link, name=f"dispytch feeder {link.name}")
+                        for keep_time in self._workers.timers():
+                            feeders.start_soon(keep_time, name="dispytch batch timer")
                         task_status.started()
                         await self._stop.wait()
                         feeders.cancel_scope.cancel()
@@ -118,13 +123,12 @@ class Session:
                     workers.cancel_scope.cancel()
                 settlers.cancel_scope.cancel()
         finally:
-            self._workers.stopping = True
-            self._release_queued(everything=True)
+            if lost := self._workers.give_up():
+                logger.error("%d events that were acknowledged before handling were not handled before the stop.", lost)
             for link in self.links:
                 await link.flush()
 
     async def _drain(self) -> None:
-        self._release_queued(everything=False)
         self._workers.wind_up()
         with anyio.move_on_after(self.tuning.drain_timeout):
             await self._workers.drained.wait()
@@ -141,20 +145,6 @@ class Session:
                 self.tuning.drain_timeout,
                 stuck,
             )
-
-    def _release_queued(self, *, everything: bool) -> None:
-        # What is acknowledged already cannot be handed back: it is handled within the drain time, or lost.
-        lost = 0
-        for work in self._workers.lanes.drain():
-            if not work.route.ack_first:
-                work.settle(Outcome.RELEASE)
-            elif everything:
-                work.link.let_go(1)
-                lost += 1
-            else:
-                self._workers.lanes.push(work)
-        if lost:
-            logger.error("%d events that were acknowledged before handling were not handled before the stop.", lost)
 
     # --- feeding
 
@@ -175,7 +165,7 @@ class Session:
                 if work.route.ack_first and link.consumer.features.acknowledges:
                     first.append(work)
                 else:
-                    self._workers.lanes.push(work)
+                    self._workers.add(work)
             if first:
                 await self._acknowledge_first(link, first)
             self._workers.wake()
@@ -207,7 +197,7 @@ class Session:
             unknown = {id(settlement.delivery) for settlement in pending}
             for work in first:
                 if id(work.opened.delivery) not in unknown:
-                    self._workers.lanes.push(work)
+                    self._workers.add(work)
 
     async def _reconnect(self, link: Link, error: DispytchError) -> None:
         link.connected = False
@@ -247,7 +237,7 @@ class Session:
             return None
         route = wired.route(delivery.source, delivery.scope, opened.type)
         if opened.data is None and route.matches:
-            route = Route([match for match in route.matches if match[0].accepts_null])
+            route = Route([match for match in route.matches if match[0].accepts_null], route.is_batched)
             if not route.matches:
                 self.counts.skipped_null += 1
                 link.settle(Settlement(delivery, Outcome.ACK))

@@ -11,11 +11,12 @@ from typing import Any
 
 import anyio
 
-from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy
+from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 from dispytch._core.context import Middleware
 from dispytch._core.envelope import Envelope, Opened
-from dispytch._core.handlers import DeadLetterTarget, Handler, check_params
+from dispytch._core.handlers import Batching, DeadLetterTarget, Handler, check_params, refuse_single
 from dispytch._core.lanes import Limit
+from dispytch._core.params import BodyNeed
 from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
@@ -51,14 +52,19 @@ class Bound:
     __slots__ = (
         "accepts_null",
         "ack_first",
+        "batching",
         "call",
         "dead_letter",
         "event",
         "handler",
+        "is_manual",
         "key",
         "limits",
+        "must_settle",
         "name",
+        "needs",
         "pattern",
+        "policy",
         "takes",
     )
 
@@ -68,7 +74,7 @@ class Bound:
         plan: Plan,
         pattern: Pattern,
         takes: Callable[[Hashable], bool],
-        ack_first: bool,
+        policy: AckPolicy,
         dead_letter: EventRoute | None,
         limit: Limit | None,
     ) -> None:
@@ -79,25 +85,40 @@ class Bound:
         self.event = handler.event
         self.pattern: Pattern = pattern
         self.takes: Callable[[Hashable], bool] = takes
-        self.ack_first: bool = ack_first
+        self.policy: AckPolicy = policy
+        self.ack_first = isinstance(policy, AckBeforeProcessing)
+        self.is_manual = isinstance(policy, ManualAck)
+        self.batching: Batching | None = handler.batching
+        self.needs: Sequence[BodyNeed] = [need for _, need in plan.bodies]
+        """What of an event it takes."""
         self.dead_letter: EventRoute | None = dead_letter
         self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
-        self.accepts_null = all(need.body.accepts_null for _, need in plan.bodies)
+        self.accepts_null = all(need.body.accepts_null for need in self.needs)
         self.call: Call
+        self.must_settle: bool
+        """A call that returns without a word of the handler's is a failure; around middleware that is known already."""
 
 
 Match = tuple[Bound, Mapping[str, str]]
 
 
 class Route:
-    """The handlers of one address and type, with what the address captured."""
+    """The handlers of one address and type, with what the address captured.
 
-    __slots__ = ("ack_first", "limits", "matches")
+    Attributes:
+        limits: Those of handlers that take single events; batches count towards theirs themselves.
+        is_batched: All handlers of the address, whatever the type, take batches: its events wait for these in the order
+            of the source, and for nothing before.
+    """
 
-    def __init__(self, matches: Sequence[Match]) -> None:
+    __slots__ = ("ack_first", "is_batched", "limits", "matches")
+
+    def __init__(self, matches: Sequence[Match], is_batched: bool = False) -> None:
         self.matches: Sequence[Match] = matches
-        self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound, _ in matches for limit in bound.limits))
+        single = [bound for bound, _ in matches if bound.batching is None]
+        self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound in single for limit in bound.limits))
         self.ack_first = bool(matches) and matches[0][0].ack_first
+        self.is_batched: bool = is_batched
 
 
 class Wired:
@@ -143,7 +164,9 @@ class Wired:
         """The handlers for an address in a scope and an event type."""
         route = self._routes.get((source, scope, type))
         if route is None:
-            route = Route([match for match in self.matches(source, scope) if match[0].event in (None, type)])
+            matches = self.matches(source, scope)
+            is_batched = bool(matches) and all(bound.batching is not None for bound, _ in matches)
+            route = Route([match for match in matches if match[0].event in (None, type)], is_batched)
             if len(self._routes) >= _MOST_CACHED:
                 self._routes.clear()
             self._routes[source, scope, type] = route
@@ -171,8 +194,15 @@ def wire(
             raise RegistrationError(f"handler {handler.name}: its consumer= is not one of the dispatcher's consumers")
     for subscription in options.ack_policies.keys() - {handler.subscription for handler in handlers}:
         raise RegistrationError(f"set_ack_policy(): no handler has the subscription {subscription!r}")
-    plans = {id(item): make_plan(item.func, item.name, item.frame, options.overrides) for item in handlers}
-    limits = {id(item): Limit(item.concurrency) for item in handlers if item.concurrency is not None}
+    plans = {
+        id(item): make_plan(item.func, item.name, item.frame, options.overrides, item.batching is not None)
+        for item in handlers
+    }
+    limits = {
+        id(item): Limit(item.concurrency or 1)
+        for item in handlers
+        if item.concurrency is not None or item.batching is not None
+    }
     served: set[int] = set()
     wired = [_wire_consumer(consumer, handlers, plans, limits, options, served) for consumer in consumers]
     for handler in handlers:
@@ -197,13 +227,12 @@ def wire(
     _tell_left_out(handlers, plans, options)
 
     def finish(values: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> None:
-        calls = {
-            id(item): wrap(make_call(plans[id(item)], values, limiter), _middlewares(item, plans[id(item)], options))
-            for item in handlers
-        }
         for one in wired:
             for bound in one.bound:
-                bound.call = calls[id(bound.handler)]
+                plan = plans[id(bound.handler)]
+                middlewares = _middlewares(bound.handler, plan, options)
+                bound.call = wrap(make_call(plan, values, limiter), middlewares, bound.is_manual)
+                bound.must_settle = bound.is_manual and not middlewares
 
     return wired, scope, finish
 
@@ -254,6 +283,8 @@ def _wire_consumer(
             raise RegistrationError(f"{owner}: {error}") from error
         served.add(id(handler))
         check_params(plans[id(handler)], pattern.source, pattern.names, owner)  # an override may want others
+        if handler.batching is not None:
+            refuse_single(options.middlewares, owner)
         policy = _policy(handler, consumer, options, owner)
         dead_letter = _dead_letter(handler.dead_letter, consumer, Subscription(pattern, declared), options, owner)
         item = Bound(
@@ -261,15 +292,16 @@ def _wire_consumer(
             plans[id(handler)],
             pattern,
             (lambda scope: True) if isinstance(declared, EventRoute) else declared.takes,
-            isinstance(policy, AckBeforeProcessing),
+            policy,
             dead_letter,
             limits.get(id(handler)),
         )
         for other in bound:
-            if other.ack_first != item.ack_first and other.pattern.overlaps(pattern):
+            if other.policy != policy and other.pattern.overlaps(pattern):
                 raise RegistrationError(
                     f"{owner} and handler {other.name} can receive the same event ({pattern.source!r} and "
-                    f"{other.pattern.source!r}), but acknowledge it at different times; give both the same ack_policy"
+                    f"{other.pattern.source!r}), but acknowledge it differently ({policy!r}, {other.policy!r}); give "
+                    "both the same ack_policy"
                 )
         bound.append(item)
         known = subscriptions.get((pattern.source, declared))

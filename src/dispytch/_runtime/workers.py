@@ -8,109 +8,72 @@ before it calls a handler; if that handler never waits, the other finds nothing 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from dispytch._bridge import Suspended, begin, finish, was_cancelled
-from dispytch._core.context import EventHandlerContext
-from dispytch._core.deadletters import dead_letter_headers, error_text, utc_text
-from dispytch._core.envelope import CURRENT, Opened
-from dispytch._core.lanes import Lanes, Limit
-from dispytch._core.messages import DeadLetter, Message, Outcome, Settlement
-from dispytch._core.redelivery import decide
-from dispytch._runtime.ids import new_id
-from dispytch._runtime.links import Link
-from dispytch._runtime.wiring import Bound, Match, Route
-from dispytch.abc import Delivery, EventRoute
-from dispytch.errors import DecodeError, DeliveryError
+from dispytch._core.lanes import Lanes
+from dispytch._core.messages import Outcome
+from dispytch._runtime.batches import Collector, Part, handle_batch
+from dispytch._runtime.invoke import concluded
+from dispytch._runtime.trials import Trials, begin_try, from_inside, rest_of_try
+from dispytch._runtime.wiring import Bound, Match, Wired
+from dispytch._runtime.works import RELEASED, Verdict, Work
 
-__all__ = ["Counts", "Work", "Workers", "make_dead_letter"]
+__all__ = ["Workers"]
 
 logger = logging.getLogger("dispytch")
 
-_NO_FAILURES: Mapping[str, int] = {}
 _SLICE = 0.005
 """Seconds that a worker may go on without letting others of the loop run."""
 _MOST_IN_SLICE = 64
 
 
-class Counts:
-    """What has happened so far."""
-
-    __slots__ = ("dead_lettered", "failed", "handled", "redelivered", "skipped_null", "unhandled")
-
-    def __init__(self) -> None:
-        self.handled = 0
-        self.failed = 0
-        self.redelivered = 0
-        self.dead_lettered = 0
-        self.unhandled = 0
-        self.skipped_null = 0
-
-
-class Work:
-    """A delivery with the handlers that it is for."""
-
-    __slots__ = ("failures", "lane", "limits", "link", "opened", "route", "started")
-
-    def __init__(self, link: Link, opened: Opened, route: Route, lane: tuple[Any, ...] | None) -> None:
-        self.link: Link = link
-        self.opened: Opened = opened
-        self.route: Route = route
-        self.lane: tuple[Any, ...] | None = lane
-        self.limits: Sequence[Limit] = route.limits
-        self.failures: dict[str, int] | None = None
-        self.started = 0.0
-
-    def settle(self, outcome: Outcome, letters: Sequence[Message] = ()) -> None:
-        """Tells the consumer what became of it."""
-        if self.route.ack_first and outcome is not Outcome.DEAD_LETTER:
-            self.link.let_go(1)  # acknowledged before it was handled
-            return
-        self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
-
-
-class _Verdict:
-    """What became of an event at one handler: done with (perhaps with a dead letter), or to be handed back."""
-
-    __slots__ = ("dead_letter", "released")
-
-    def __init__(self, dead_letter: Message | None = None, released: bool = False) -> None:
-        self.dead_letter: Message | None = dead_letter
-        self.released: bool = released
-
-
-_DONE = _Verdict()
-_RELEASED = _Verdict(released=True)
-
-
 class Workers:
-    """The lanes, and the workers that pop them.
+    """The lanes, the collectors of batches, and the workers that pop the lanes.
 
     Args:
-        concurrency: The number of workers.
-        max_deliveries: After how many failed deliveries an event is given up.
-        counts: Where to count what happens.
+        trials: What is made of failures.
+        wired: The consumers with their handlers.
     """
 
-    def __init__(self, concurrency: int, max_deliveries: int, counts: Counts) -> None:
-        self.concurrency: int = concurrency
-        self.max_deliveries: int = max_deliveries
-        self.counts: Counts = counts
-        self.lanes: Lanes[Work] = Lanes()
+    def __init__(self, trials: Trials, wired: Iterable[Wired]) -> None:
+        self.trials: Trials = trials
+        self.lanes: Lanes[Work | Collector] = Lanes()
         self.running: dict[int, Work] = {}
-        self.stopping = False
+        """The events in flight, the oldest first."""
         self.drained = anyio.Event()
         """Set when, after a stop was asked for, nothing is left to do."""
+        self._collectors: dict[Bound, Collector] = {
+            bound: Collector(bound, one.consumer.clock, self._push)
+            for one in wired
+            for bound in one.bound
+            if bound.batching is not None
+        }
         self._idlers: list[anyio.Event] = []
         self._waking = False
         self._winding_up = False
+
+    # --- what is to be done
+
+    def add(self, work: Work) -> None:
+        """Takes an event; `wake` has it handled."""
+        if not work.route.is_batched:
+            self.lanes.push(work)
+            return
+        gathering = _Gathering(self, work)
+        for number, (bound, params) in enumerate(work.route.matches):
+            report = partial(gathering.report, number)
+            self._collectors[bound].add(Part(work, params, report, can_wait=not work.route.ack_first))
+
+    def _push(self, collector: Collector) -> None:
+        self.lanes.push(collector)
+        self.wake()
 
     def wake(self) -> None:
         """Wakes a worker, if there is something to do and none is awake for it."""
@@ -118,71 +81,114 @@ class Workers:
             self._waking = True
             self._idlers.pop().set()
 
+    @property
+    def queued(self) -> int:
+        """How many events wait for their turn."""
+        return len(self.lanes) + sum(map(len, self._collectors.values()))
+
+    def timers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What has to run as long as events are fed, so that batches fall due."""
+        return [collector.keep_time for collector in self._collectors.values()]
+
+    # --- the end
+
     def wind_up(self) -> None:
-        """Has `drained` set as soon as nothing runs and nothing waits."""
-        self.stopping = self._winding_up = True
-        if not self.running and not len(self.lanes):
-            self.drained.set()
+        """Has what waits handed back, and `drained` set as soon as nothing runs and nothing waits."""
+        self.trials.stopping = self._winding_up = True
+        # What is acknowledged already cannot be handed back: it is handled within the drain time, or lost.
+        for item in self.lanes.drain():
+            if isinstance(item, Collector) or item.route.ack_first:
+                self.lanes.push(item)
+            else:
+                item.settle(Outcome.RELEASE)
+        for collector in self._collectors.values():
+            for part in collector.wind_up():
+                part.report(RELEASED)
+        self._look_whether_drained()
         self.wake()
+
+    def give_up(self) -> int:
+        """Has all that waits handed back; returns how many events could not be, and are lost."""
+        self.trials.stopping = True
+        lost = 0
+        for item in self.lanes.drain():
+            if isinstance(item, Work):
+                lost += item.route.ack_first
+                item.settle(Outcome.RELEASE)
+        for collector in self._collectors.values():
+            for part in collector.give_up():
+                lost += part.work.route.ack_first and not part.work.is_settled
+                part.work.settle(Outcome.RELEASE)
+        return lost
+
+    def _look_whether_drained(self) -> None:
+        if self._winding_up and not self.running and not self.queued:
+            self.drained.set()
+
+    # --- one worker
 
     async def work(self) -> None:
         """One worker, until it is cancelled."""
-        lanes, running = self.lanes, self.running
+        lanes, running, trials = self.lanes, self.running, self.trials
         pop, done = lanes.pop, lanes.done
         clock = time.perf_counter
         count, slice_end = 0, clock() + _SLICE
         while True:
             work = pop()
             if work is None:
-                if self._winding_up and not running and not len(lanes):
-                    self.drained.set()
+                self._look_whether_drained()
                 await self._idle()
                 count, slice_end = 0, clock() + _SLICE
                 continue
             if self._idlers and not self._waking and lanes.ready:
                 self.wake()
-            if self.stopping and not work.route.ack_first:
+            if type(work) is Collector:
+                try:
+                    await self._handle_batch(work)
+                finally:
+                    done(work)
+                continue
+            assert type(work) is Work  # noqa: S101 - there is nothing else
+            if trials.stopping and not work.route.ack_first:
                 work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
                 done(work)
                 continue
-            if (
-                (is_stale := work.link.is_stale) is not None
-                and not work.route.ack_first
-                and is_stale(work.opened.delivery)
-            ):
-                work.link.let_go(1)
+            if _is_stale(work):
+                work.forget()
                 done(work)
                 continue
             work.started = clock()
             running[id(work)] = work
             try:
                 matches = work.route.matches
-                if len(matches) > 1:
+                bound, params = matches[0]
+                if len(matches) > 1 or bound.batching is not None:
                     await self._deliver_to_all(work, matches)
                 else:
-                    bound, params = matches[0]
-                    # The steps of `_try`, without its coroutine for a handler that does not wait.
-                    ctx = self._context(work, bound, params)
+                    # The steps of `Trials.deliver`, without its coroutine for a handler that does not wait.
+                    ctx = trials.context(work, bound, params)
                     context = copy_context()
                     error: BaseException | None = None
                     try:
-                        suspended = context.run(_begin, bound, ctx, work.opened)
+                        suspended = context.run(begin_try, bound, ctx, work.opened)
                     except StopIteration:
                         pass
                     except Exception as raised:
                         error = raised
                     except anyio.get_cancelled_exc_class() as cancelled:
-                        error = await _from_inside(cancelled)
+                        error = await from_inside(cancelled)
                     else:
-                        error = await _rest(context, suspended)
+                        error = await rest_of_try(context, suspended)
+                    if ctx.has_word or bound.must_settle:
+                        error = concluded(ctx, error, bound.must_settle)
                     if error is None:
-                        self.counts.handled += 1
+                        trials.counts.handled += 1
                         work.settle(Outcome.ACK)
                     else:
-                        self._conclude(work, [await self._persist(work, bound, params, ctx, error)])
+                        trials.conclude(work, [await trials.persist(work, bound, params, ctx, error)])
                         del error
             except BaseException:
-                self.stopping = True  # so that none of its key overtakes it
+                trials.stopping = True  # so that none of its key overtakes it
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
@@ -204,150 +210,76 @@ class Workers:
                 self._idlers.remove(event)
 
     async def _deliver_to_all(self, work: Work, matches: Sequence[Match]) -> None:
-        verdicts = [_RELEASED] * len(matches)
+        verdicts = [RELEASED] * len(matches)
 
         async def deliver(number: int, bound: Bound, params: Mapping[str, str]) -> None:
-            verdicts[number] = await self._deliver(work, bound, params)
+            if bound.batching is None:
+                verdicts[number] = await self.trials.deliver(work, bound, params)
+                return
+            reported = anyio.Event()
+
+            def report(verdict: Verdict) -> None:
+                verdicts[number] = verdict
+                reported.set()
+
+            self._collectors[bound].add(Part(work, params, report, can_wait=False))
+            await reported.wait()
 
         async with anyio.create_task_group() as group:
             for number, (bound, params) in enumerate(matches):
                 group.start_soon(deliver, number, bound, params)
-        self._conclude(work, verdicts)
+        self.trials.conclude(work, verdicts)
 
-    def _conclude(self, work: Work, verdicts: Sequence[_Verdict]) -> None:
-        if any(verdict.released for verdict in verdicts):
-            if work.route.ack_first:
-                logger.error(
-                    "Event %s from %s was acknowledged before it was handled, and a stop cut its next try off.",
-                    work.opened.id,
-                    work.opened.delivery.source,
-                )
-            work.settle(Outcome.RELEASE)
+    async def _handle_batch(self, collector: Collector) -> None:
+        parts = collector.take()
+        batch: list[Part] = []
+        now = time.perf_counter()
+        for part in parts:
+            work = part.work
+            if self.trials.stopping and part.can_wait:
+                part.report(RELEASED)
+            elif _is_stale(work):
+                work.forget()
+                part.report(RELEASED)
+            else:
+                if id(work) not in self.running:
+                    work.started = now
+                    self.running[id(work)] = work
+                batch.append(part)
+        try:
+            if batch:
+                await handle_batch(self.trials, collector.bound, batch)
+        except BaseException:
+            self.trials.stopping = True  # so that none of their keys overtakes them
+            for part in batch:
+                part.report(RELEASED)  # cancelled is not handled
+            raise
+        finally:
+            collector.done(parts)
+        await anyio.lowlevel.checkpoint()
+
+
+class _Gathering:
+    """The verdicts of the handlers of batches that an event waits for."""
+
+    __slots__ = ("_left", "_verdicts", "_work", "_workers")
+
+    def __init__(self, workers: Workers, work: Work) -> None:
+        self._workers = workers
+        self._work = work
+        self._verdicts: list[Verdict | None] = [None] * len(work.route.matches)
+        self._left = len(self._verdicts)
+
+    def report(self, number: int, verdict: Verdict) -> None:
+        if self._verdicts[number] is not None:
             return
-        letters = [verdict.dead_letter for verdict in verdicts if verdict.dead_letter is not None]
-        self.counts.dead_lettered += len(letters)
-        self.counts.handled += 1
-        work.settle(Outcome.DEAD_LETTER if letters else Outcome.ACK, letters)
-
-    # --- one handler
-
-    def _context(
-        self, work: Work, bound: Bound, params: Mapping[str, str], tries: int | None = None
-    ) -> EventHandlerContext:
-        if tries is None:
-            failures = work.opened.delivery.failures
-            tries = failures.get(bound.key, 0) if failures else 0
-        return EventHandlerContext(work.opened, bound.name, params, tries, bound.pattern.delimiter, work.link.pause)
-
-    async def _deliver(self, work: Work, bound: Bound, params: Mapping[str, str]) -> _Verdict:
-        """Has one handler handle an event, again and again until it succeeds or is given up."""
-        ctx = self._context(work, bound, params)
-        error = await _try(bound, ctx, work.opened)
-        return _DONE if error is None else await self._persist(work, bound, params, ctx, error)
-
-    async def _persist(
-        self, work: Work, bound: Bound, params: Mapping[str, str], ctx: EventHandlerContext, error: BaseException
-    ) -> _Verdict:
-        """After a failed try: others, until one succeeds, or it is the end, or the event goes back to the broker."""
-        opened, link = work.opened, work.link
-        if work.failures is None:
-            work.failures = dict(opened.delivery.failures)
-        while True:
-            failed = work.failures[bound.key] = work.failures.get(bound.key, 0) + 1
-            tries = max(failed, ctx.failures)
-            self.counts.failed += 1
-            if ctx.cut_short and not bound.ack_first:
-                return _RELEASED
-            jitter = random.random()  # noqa: S311 - no secret
-            decision = decide(error, failed, self.max_deliveries, bound.ack_first, jitter)
-            if decision.delay is None:
-                return self._give_up(work, bound, error, tries)
-            if self.stopping:
-                return _RELEASED
-            logger.warning(
-                "Handler %s failed on event %s from %s (attempt %d); next try in %.3g s.",
-                bound.name,
-                opened.id,
-                opened.delivery.source,
-                tries,
-                decision.delay,
-                exc_info=error,
-            )
-            if not await link.pause(decision.delay):
-                return _RELEASED
-            self.counts.redelivered += 1
-            ctx = self._context(work, bound, params, tries)
-            again = await _try(bound, ctx, opened)
-            if again is None:
-                return _DONE
-            error = again
-
-    def _give_up(self, work: Work, bound: Bound, error: BaseException, tries: int) -> _Verdict:
-        opened = work.opened
-        route = bound.dead_letter
-        where = "dropped" if route is None else f"dead-lettered to {route.address}"
-        details: dict[str, Any] = {} if isinstance(error, DecodeError) else {"exc_info": error}
-        logger.error(
-            "Handler %s failed on event %s from %s at attempt %d, so it is %s: %s",
-            bound.name,
-            opened.id,
-            opened.delivery.source,
-            tries,
-            where,
-            error if isinstance(error, DecodeError) else type(error).__name__,
-            **details,
-        )
-        if route is None:
-            return _DONE
-        return _Verdict(make_dead_letter(opened.delivery, route, error, bound.name, tries))
+        self._verdicts[number] = verdict
+        self._left -= 1
+        if not self._left:
+            self._workers.running.pop(id(self._work), None)
+            self._workers.trials.conclude(self._work, [found for found in self._verdicts if found is not None])
 
 
-def make_dead_letter(
-    delivery: Delivery, route: EventRoute, error: BaseException, handler: str | None = None, tries: int = 0
-) -> Message:
-    """The message that a dead-letter destination gets: the original, and what is known of its failure."""
-    letter = DeadLetter(error_text(error), handler, tries, delivery.source, delivery.position, utc_text(time.time()))
-    return Message(new_id(), route, delivery.payload, dead_letter_headers(delivery, letter), delivery.key)
-
-
-# Errors are returned, and looked at outside of any except clause: otherwise each would have the one before it as its
-# context, and a chain of them would grow with every try.
-
-
-async def _try(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> BaseException | None:
-    """One call of a handler with its middleware, in a context of its own; returns what it raised."""
-    context = copy_context()
-    try:
-        suspended = context.run(_begin, bound, ctx, opened)
-    except StopIteration:
-        return None
-    except Exception as error:
-        return error
-    except anyio.get_cancelled_exc_class() as cancelled:
-        return await _from_inside(cancelled)
-    return await _rest(context, suspended)
-
-
-async def _rest(context: Context, suspended: Suspended) -> BaseException | None:
-    """The rest of a call that had to wait; returns what it raised."""
-    try:
-        await finish(context, suspended)
-    except Exception as error:
-        return error
-    except anyio.get_cancelled_exc_class() as cancelled:
-        return await _from_inside(cancelled)
-    return None
-
-
-async def _from_inside(cancelled: BaseException) -> BaseException:
-    """The failure that a cancellation means which a client library let escape; raises it if it was for this task."""
-    if await was_cancelled():
-        raise cancelled
-    failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
-    failure.__cause__ = cancelled
-    return failure
-
-
-def _begin(bound: Bound, ctx: EventHandlerContext, opened: Opened) -> Suspended:
-    CURRENT.set(opened)
-    return begin(bound.call, ctx)
+def _is_stale(work: Work) -> bool:
+    is_stale: Any = work.link.is_stale
+    return is_stale is not None and not work.route.ack_first and is_stale(work.opened.delivery)

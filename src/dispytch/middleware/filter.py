@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from dispytch._core.context import EventHandlerContext, Middleware, NextCall
 from dispytch.middleware._calls import call
@@ -16,7 +16,11 @@ class Filter(Middleware):
 
     Args:
         predicate: From the context to a truth value; sync or async. What it raises is the handler's failure.
+
+    On handlers of batches it is refused: which of the events it lets through could not be told.
     """
+
+    takes_batches: ClassVar[bool] = False
 
     def __init__(self, predicate: Callable[[EventHandlerContext], bool | Awaitable[bool]]) -> None:
         self.predicate: Callable[[EventHandlerContext], bool | Awaitable[bool]] = predicate

@@ -1,0 +1,215 @@
+"""Handlers of batches: collecting events for one, and having it handle them."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dispytch._core.context import BatchContext, EventHandlerContext
+from dispytch._core.lanes import Limit
+from dispytch._runtime.links import Signal
+from dispytch._runtime.trials import Trials, try_once
+from dispytch._runtime.wiring import Bound
+from dispytch._runtime.works import DONE, RELEASED, Verdict, Work
+from dispytch.abc import Clock
+from dispytch.errors import DecodeError
+
+__all__ = ["Collector", "Part", "handle_batch"]
+
+logger = logging.getLogger("dispytch")
+
+
+class Part:
+    """An event that waits for a handler of batches.
+
+    Args:
+        report: Takes what becomes of it at this handler; called once.
+        can_wait: It may be handed back to the broker as long as it waits.
+    """
+
+    __slots__ = ("can_wait", "params", "report", "since", "tries", "work")
+
+    def __init__(
+        self, work: Work, params: Mapping[str, str], report: Callable[[Verdict], None], *, can_wait: bool
+    ) -> None:
+        self.work: Work = work
+        self.params: Mapping[str, str] = params
+        self.report: Callable[[Verdict], None] = report
+        self.can_wait: bool = can_wait
+        self.since = 0.0
+        self.tries: int | None = None
+
+
+class Collector:
+    """What waits for one handler of batches, in the order of the source.
+
+    When a batch is due it puts itself into the lanes; the worker that pops it there takes what waits by then.
+
+    Args:
+        bound: The handler.
+        clock: The time that it waits by.
+        push: Puts it into the lanes.
+    """
+
+    lane = None
+
+    def __init__(self, bound: Bound, clock: Clock, push: Callable[[Collector], None]) -> None:
+        batching = bound.batching
+        assert batching is not None  # noqa: S101 - made for handlers of batches only
+        self.bound: Bound = bound
+        self.limits: Sequence[Limit] = bound.limits
+        self.size: int = batching.size
+        self.wait: float = batching.wait
+        self._clock = clock
+        self._push = push
+        self._waiting: deque[Part] = deque()
+        self._is_due = False
+        """It is in the lanes."""
+        self._is_last = False
+        """Nothing more comes, so there is nothing to wait for."""
+        self._begun = Signal()
+        # With several batches at once, the lanes of the events that are in one.
+        self._busy: set[tuple[Any, ...]] | None = set() if bound.limits[0].capacity > 1 else None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, part: Part) -> None:
+        """Takes an event."""
+        part.since = self._clock.time()
+        self._waiting.append(part)
+        self._look()
+
+    def take(self) -> list[Part]:
+        """The next batch: up to ``size`` events, of no lane that another batch is busy with."""
+        self._is_due = False
+        taken: list[Part] = []
+        waiting = self._waiting
+        if self._busy is None:
+            taken = [waiting.popleft() for _ in range(min(self.size, len(waiting)))]
+        else:
+            passed_by: list[Part] = []
+            blocked = set(self._busy)
+            while waiting and len(taken) < self.size:
+                part = waiting.popleft()
+                lane = part.work.lane
+                if lane in blocked:
+                    passed_by.append(part)
+                    continue
+                if lane is not None:
+                    self._busy.add(lane)
+                taken.append(part)
+            waiting.extendleft(reversed(passed_by))
+        if taken:
+            self._look()
+        return taken
+
+    def done(self, parts: Sequence[Part]) -> None:
+        """Those of a batch are through, so that others of their lanes may follow."""
+        if self._busy is not None:
+            self._busy.difference_update(part.work.lane for part in parts if part.work.lane is not None)
+        self._look()
+
+    def wind_up(self) -> list[Part]:
+        """Nothing more comes: what cannot be handed back is due now; returns what can."""
+        self._is_last = True
+        left = [part for part in self._waiting if part.can_wait]
+        self._waiting = deque(part for part in self._waiting if not part.can_wait)
+        self._look()
+        return left
+
+    def give_up(self) -> list[Part]:
+        """Removes and returns all that waits."""
+        left = [*self._waiting]
+        self._waiting.clear()
+        return left
+
+    def _look(self) -> None:
+        if self._waiting and not self._is_due:
+            if len(self._waiting) >= self.size or self._is_last:
+                self._fall_due()
+            else:
+                self._begun.set()
+
+    def _fall_due(self) -> None:
+        self._is_due = True
+        self._push(self)
+
+    async def keep_time(self) -> None:
+        """Has a batch fall due when its first event has waited long enough; until it is cancelled."""
+        while True:
+            await self._begun.wait()
+            while self._waiting and not self._is_due:
+                waited = self._clock.time() - self._waiting[0].since
+                if not 0 <= waited < self.wait:  # below 0 the clock was set back
+                    self._fall_due()
+                    break
+                await self._clock.sleep(self.wait - waited)
+
+
+async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> None:
+    """Has a handler handle a batch, again and again until each event succeeds, is given up or handed back."""
+    left = list(parts)
+    while left:
+        contexts = [trials.context(part.work, bound, part.params, part.tries) for part in left]
+        bodies, left, contexts = _read(trials, bound, left, contexts)
+        if not left:
+            return
+        ctx = BatchContext(bound.name, contexts, left[0].work.pause, bodies)
+        error = await try_once(bound, ctx, None)
+        again: list[Part] = []
+        delay = 0.0
+        cause: BaseException | None = None
+        for part, one in zip(left, contexts, strict=True):
+            failure = one.conclude(error, bound.is_manual)
+            if failure is None:
+                part.report(DONE)
+                continue
+            judged = trials.judge(part.work, bound, one, failure, ctx.cut_short)
+            if isinstance(judged, Verdict):
+                part.report(judged)
+                continue
+            part.tries = one.failures
+            again.append(part)
+            delay, cause = max(delay, judged), failure
+        if again:
+            logger.warning(
+                "Handler %s failed on %d of a batch of %d events, the first of them %s from %s; next try in %.3g s.",
+                bound.name,
+                len(again),
+                len(left),
+                again[0].work.opened.id,
+                again[0].work.opened.delivery.source,
+                delay,
+                exc_info=cause,
+            )
+            if not await again[0].work.pause(delay):
+                for part in again:
+                    part.report(RELEASED)
+                return
+            trials.counts.redelivered += len(again)
+        left = again
+
+
+def _read(
+    trials: Trials, bound: Bound, parts: list[Part], contexts: list[EventHandlerContext]
+) -> tuple[dict[Any, list[Any]], list[Part], list[EventHandlerContext]]:
+    """Reads the bodies; what cannot be read is given up alone."""
+    bodies: dict[Any, list[Any]] = {need.body: [] for need in bound.needs}
+    readable: list[Part] = []
+    kept: list[EventHandlerContext] = []
+    for part, ctx in zip(parts, contexts, strict=True):
+        try:
+            found = [(body, body.read(part.work.opened)) for body in bodies]
+        except DecodeError as error:
+            judged = trials.judge(part.work, bound, ctx, error, cut_short=False)
+            assert isinstance(judged, Verdict)  # noqa: S101 - decoding errors are permanent
+            part.report(judged)
+            continue
+        for body, value in found:
+            bodies[body].append(value)
+        readable.append(part)
+        kept.append(ctx)
+    return bodies, readable, kept

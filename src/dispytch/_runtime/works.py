@@ -1,0 +1,106 @@
+"""A delivery on its way through the dispatcher, and what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dispytch._core.context import Pause
+from dispytch._core.deadletters import dead_letter_headers, error_text, utc_text
+from dispytch._core.envelope import Opened
+from dispytch._core.lanes import Limit
+from dispytch._core.messages import DeadLetter, Message, Outcome, Settlement
+from dispytch._runtime.ids import new_id
+from dispytch._runtime.links import Link
+from dispytch._runtime.wiring import Route
+from dispytch.abc import Delivery, EventRoute
+
+__all__ = ["DONE", "RELEASED", "Counts", "Verdict", "Work", "make_dead_letter"]
+
+_NO_FAILURES: Mapping[str, int] = {}
+
+
+class Counts:
+    """What has happened so far."""
+
+    __slots__ = ("dead_lettered", "failed", "handled", "redelivered", "skipped_null", "unhandled")
+
+    def __init__(self) -> None:
+        self.handled = 0
+        self.failed = 0
+        self.redelivered = 0
+        self.dead_lettered = 0
+        self.unhandled = 0
+        self.skipped_null = 0
+
+
+class Work:
+    """A delivery with the handlers that it is for.
+
+    Attributes:
+        lane: Of one lane, one runs at a time.
+        failures: How often each handler has failed on it.
+        is_settled: Its outcome is on its way to the broker, and stands.
+    """
+
+    __slots__ = ("failures", "is_settled", "lane", "limits", "link", "opened", "route", "started")
+
+    def __init__(self, link: Link, opened: Opened, route: Route, lane: tuple[Any, ...] | None) -> None:
+        self.link: Link = link
+        self.opened: Opened = opened
+        self.route: Route = route
+        self.lane: tuple[Any, ...] | None = lane
+        self.limits: Sequence[Limit] = route.limits
+        self.failures: dict[str, int] | None = None
+        self.started = 0.0
+        self.is_settled = False
+
+    @property
+    def pause(self) -> Pause:
+        return self.link.pause
+
+    def acknowledge(self) -> None:
+        """See `InFlight`. Where it has other handlers, or is acknowledged already, there is nothing to do yet."""
+        if len(self.route.matches) == 1 and not self.route.ack_first:
+            self.link.in_loop(self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        self.settle(Outcome.ACK)
+
+    def settle(self, outcome: Outcome, letters: Sequence[Message] = ()) -> None:
+        """Tells the consumer what became of it; only the first time counts."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        if self.route.ack_first and outcome is not Outcome.DEAD_LETTER:
+            self.link.let_go(1)  # acknowledged before it was handled
+            return
+        self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
+
+    def forget(self) -> None:
+        """It is somebody else's by now: nothing is to be told to the consumer."""
+        self.is_settled = True
+        self.link.let_go(1)
+
+
+class Verdict:
+    """What became of an event at one handler: done with (perhaps with a dead letter), or to be handed back."""
+
+    __slots__ = ("dead_letter", "released")
+
+    def __init__(self, dead_letter: Message | None = None, released: bool = False) -> None:
+        self.dead_letter: Message | None = dead_letter
+        self.released: bool = released
+
+
+DONE = Verdict()
+RELEASED = Verdict(released=True)
+
+
+def make_dead_letter(
+    delivery: Delivery, route: EventRoute, error: BaseException, handler: str | None = None, tries: int = 0
+) -> Message:
+    """The message that a dead-letter destination gets: the original, and what is known of its failure."""
+    letter = DeadLetter(error_text(error), handler, tries, delivery.source, delivery.position, utc_text(time.time()))
+    return Message(new_id(), route, delivery.payload, dead_letter_headers(delivery, letter), delivery.key)
