@@ -573,4 +573,3 @@ async def _left(broker: MemoryBroker) -> list[int]:
 
     await run(dispatcher)
     return found
-

@@ -42,6 +42,7 @@ __all__ = [
     "Outcome",
     "Producer",
     "ProducerBase",
+    "Progress",
     "Receipt",
     "Serializer",
     "Settlement",
@@ -184,6 +185,19 @@ class Subscription:
     dead_letters: tuple[EventRoute, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a consumer tells of itself without asking its broker.
+
+    Attributes:
+        polled_ago: Seconds since it last asked its broker, or heard from it; ``None`` if it has no such rhythm.
+        assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
+    """
+
+    polled_ago: float | None = None
+    assignment: tuple[str, ...] | None = None
+
+
 class Consumer(ABC):
     """Receives messages and settles them, for one dispatcher at a time. Made without I/O, under no loop.
 
@@ -274,6 +288,10 @@ class Consumer(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Disconnects; what was received and not settled goes to others. Idempotent."""
+
+    def progress(self) -> Progress:
+        """Signs of life, for `EventDispatcher.health`. Called in the loop's thread; must be quick."""
+        return Progress()
 
     def backlog(self) -> int | None:
         """How many messages wait to be received; ``None`` if that cannot be told."""

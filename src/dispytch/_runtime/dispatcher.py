@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from dispytch._core.handlers import DeadLetterTarget, Handler, Registry, Router
 from dispytch._core.patterns import segments
 from dispytch._core.routes import PortableRoute
 from dispytch._runtime.groups import HandlerGroup
+from dispytch._runtime.health import Health, State, health_of
 from dispytch._runtime.session import Session, Tuning
 from dispytch._runtime.urls import no_client
 from dispytch._runtime.wiring import Options, wire
@@ -31,44 +31,11 @@ from dispytch.abc import Consumer, Deserializer, EventRoute, EventSubscription
 from dispytch.errors import ConfigurationError, MissingExtraError
 from dispytch.serialization import JSONDeserializer
 
-__all__ = ["EventDispatcher", "EventListener", "Health", "Lifespan"]
+__all__ = ["EventDispatcher", "EventListener", "Lifespan"]
 
 logger = logging.getLogger("dispytch")
 
 Lifespan = Callable[["EventDispatcher"], AbstractAsyncContextManager[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How a dispatcher is doing.
-
-    Attributes:
-        state: Where in its life it is.
-        connected: Whether every consumer has its connection.
-        in_flight: Events that are being handled, back-offs included.
-        queued: Events that were received and wait for their turn.
-        oldest_in_flight: For how many seconds the oldest event in flight has been handled.
-        unsettled: Events received and not yet acknowledged or handed back.
-        handled: Events that were done with since the start.
-        failed: Tries that failed.
-        redelivered: Tries after a failed one.
-        dead_lettered: Dead letters.
-        unhandled: Events that no handler took.
-        skipped_null: Null messages that no handler takes.
-    """
-
-    state: Literal["stopped", "starting", "running", "draining"]
-    connected: bool = False
-    in_flight: int = 0
-    queued: int = 0
-    oldest_in_flight: float | None = None
-    unsettled: int = 0
-    handled: int = 0
-    failed: int = 0
-    redelivered: int = 0
-    dead_lettered: int = 0
-    unhandled: int = 0
-    skipped_null: int = 0
 
 
 class EventDispatcher(Registry):
@@ -152,7 +119,7 @@ class EventDispatcher(Registry):
         self._tuning = Tuning(concurrency, ordering, max_deliveries, drain_timeout, on_unhandled == "dead_letter")
         self._registries: list[Registry | HandlerGroup] = []
         self._session: Session | None = None
-        self._state: Literal["stopped", "starting", "running"] = "stopped"
+        self._state: State = "stopped"
         self._ended: anyio.Event | None = None
         self._stop_early = False
 
@@ -195,24 +162,7 @@ class EventDispatcher(Registry):
 
     def health(self) -> Health:
         """How it is doing, from its own progress; a plain call that asks no broker."""
-        session = self._session
-        if session is None:
-            return Health(self._state)
-        counts = session.counts
-        return Health(
-            "draining" if session.stopping else self._state,
-            connected=self._state == "running" and all(link.connected for link in session.links),
-            in_flight=session.in_flight,
-            queued=session.queued,
-            oldest_in_flight=session.oldest_in_flight,
-            unsettled=sum(link.held for link in session.links),
-            handled=counts.handled,
-            failed=counts.failed,
-            redelivered=counts.redelivered,
-            dead_lettered=counts.dead_lettered,
-            unhandled=counts.unhandled,
-            skipped_null=counts.skipped_null,
-        )
+        return health_of(self._session, self._state)
 
     async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Consumes until stopped, inside a running event loop. Installs no signal handlers.

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import anyio.lowlevel
 
-from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Message, Outcome, Settlement, Subscription
+from dispytch.abc import (
+    Consumer,
+    Delivery,
+    EventRoute,
+    EventSubscription,
+    Message,
+    Outcome,
+    Progress,
+    Settlement,
+    Subscription,
+)
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.kafka.addresses import Topics, check_pattern
 from dispytch.kafka.plan import Beginnings, Plan
@@ -167,6 +178,10 @@ class KafkaConsumer(Consumer):
         self._beginnings = None if self._beginnings is None else Beginnings()
         await self._close()
         await self._letters.stop()
+
+    def progress(self) -> Progress:
+        reader = self._reader
+        return Progress() if reader is None else Progress(time.monotonic() - reader.polled_at, reader.assignment)
 
     def backlog(self) -> int | None:
         return None if self._reader is None else self._reader.queued or None

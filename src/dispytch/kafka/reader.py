@@ -97,6 +97,8 @@ class Reader:
         self._looked_at = 0.0
         self._is_down_said = False
         self._said: dict[str, float] = {}
+        self.polled_at: float = time.monotonic()
+        """When the thread last looked after the consumer."""
 
     # --- in the loop
 
@@ -182,6 +184,12 @@ class Reader:
                 "The thread that consumes from Kafka at %s is left to itself: it does not return.",
                 self._settings.address,
             )
+
+    @property
+    def assignment(self) -> tuple[str, ...]:
+        """The partitions that are ours."""
+        with self._lock:
+            return tuple(f"{topic}[{number}]" for topic, number in sorted(self._assignment.partitions))
 
     @property
     def queued(self) -> int:
@@ -312,6 +320,7 @@ class Reader:
     # --- in the thread: receiving
 
     def _step(self) -> None:
+        self.polled_at = time.monotonic()
         self._assignment.look_after(self._consumer)
         self._look_after_connection()
         if (offsets := self._commits.due(self._assignment.partitions.values())) is not None:

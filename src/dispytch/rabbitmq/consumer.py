@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from dispytch.abc import (
     Features,
     Message,
     Outcome,
+    Progress,
     Receipt,
     Settlement,
     Subscription,
@@ -232,6 +234,10 @@ class RabbitMQConsumer(Consumer):
         await self._close()
         if self._letters is not None:
             await self._letters.stop()
+
+    def progress(self) -> Progress:
+        ran_at = None if self._intake is None else self._intake.ran_at
+        return Progress(None if ran_at is None else time.monotonic() - ran_at)
 
     def backlog(self) -> int | None:
         intake = self._intake

@@ -63,6 +63,11 @@ class Intake(ABC):
     async def settle(self, acknowledged: Sequence[int], released: Sequence[int]) -> None:
         """Acknowledges and hands back tags; does nothing once the connection is gone."""
 
+    @property
+    def ran_at(self) -> float | None:
+        """When the thread that serves it last ran; ``None`` without one."""
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Lets go of everything; what is not settled goes back to its queue. Idempotent."""
@@ -111,6 +116,10 @@ class PikaIntake(Intake):
         self._consuming = 0
         self._is_open = False
         self._wire: Wire
+
+    @property
+    def ran_at(self) -> float | None:
+        return self._wire.ran_at
 
     async def open(self) -> None:
         self._waker = Waker()

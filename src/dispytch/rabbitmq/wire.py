@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _CLOSE_TIMEOUT = 2.0
 """Seconds for the broker to answer a close."""
+_TICK = 0.5
+"""Seconds between signs of life of the thread."""
 _LOOKS = 4
 """The broker sends a heartbeat in half of the time agreed on; so many times in a row nothing came, it is gone."""
 
@@ -48,6 +51,8 @@ class Wire:
         self.source: Source = source
         self.connection: Any = None
         self.closing: bool = False
+        self.ran_at: float = time.monotonic()
+        """When the thread last ran."""
         self._on_open = on_open
         self._on_end = on_end
         self._delay = delay
@@ -144,7 +149,13 @@ class Wire:
             return
         if heartbeat := connection.params.heartbeat:
             self._loop.call_later(heartbeat / 2, partial(self._watch, heartbeat, connection.bytes_received, 0))
+        self._tick()
         self._on_open()
+
+    def _tick(self) -> None:
+        self.ran_at = time.monotonic()
+        if not self.closing:
+            self._loop.call_later(_TICK, self._tick)
 
     def _watch(self, heartbeat: float, seen: int, silent: int) -> None:
         """Notices a half-open connection after two heartbeats; pika's own watch takes twice as long, and 10 s more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from dispytch.abc import (
     EventSubscription,
     Message,
     Outcome,
+    Progress,
     Settlement,
     Subscription,
 )
@@ -81,6 +83,7 @@ class RedisConsumer(Consumer):
         self._channels: Channels | None = None
         self._link: Link | None = None
         self._inbox: list[Delivery] = []
+        self._heard_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<RedisConsumer of {self._source.address}>"
@@ -110,6 +113,7 @@ class RedisConsumer(Consumer):
         link = self._make_link(channels)
         await link.open()
         self._link = link
+        self._heard_at = time.monotonic()
         self._subscriptions = wanted
         if self._channels:
             warn_of_gap(self._channels)
@@ -124,6 +128,7 @@ class RedisConsumer(Consumer):
                 raise ConfigurationError("the consumer is not started; call start() first")
             try:
                 self._inbox = await self._link.read()
+                self._heard_at = time.monotonic()
             except BrokerError:
                 await self._close()
                 raise
@@ -158,6 +163,9 @@ class RedisConsumer(Consumer):
         self._subscriptions = ()
         await self._close()
         await self._letters.stop()
+
+    def progress(self) -> Progress:
+        return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None

@@ -19,8 +19,9 @@ from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.handlers import DeadLetterTarget, Registry, Router
 from dispytch._runtime.dispatcher import EventDispatcher as AsyncDispatcher
-from dispytch._runtime.dispatcher import Health, Lifespan, loop_options
+from dispytch._runtime.dispatcher import Lifespan, loop_options
 from dispytch._runtime.groups import HandlerGroup
+from dispytch._runtime.health import Health
 from dispytch.abc import Consumer, Deserializer, EventSubscription, Middleware
 from dispytch.errors import ConfigurationError
 

@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from dispytch._bridge import running_backend
 from dispytch._core.patterns import Pattern
-from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Outcome, Settlement, Subscription
+from dispytch.abc import Consumer, Delivery, EventRoute, EventSubscription, Outcome, Progress, Settlement, Subscription
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.redis.streams.control import Control
 from dispytch.redis.streams.groups import Group, Stream, is_error, refusal
@@ -117,6 +117,7 @@ class RedisStreamConsumer(Consumer):
         self._keeper: Keeper | None = None
         self._settler: Settler | None = None
         self._reader: Reader | None = None
+        self._heard_at: float | None = None
 
     def __repr__(self) -> str:
         return f"<RedisStreamConsumer of {self._source.address}, group {self.group_id}>"
@@ -161,6 +162,7 @@ class RedisStreamConsumer(Consumer):
         reader = Reader(wire, group, self._inbox, self._worn, address, declare=self._declares)
         await reader.open()
         self._reader = reader
+        self._heard_at = time.monotonic()
         self._next_burial = 0.0
         self._subscriptions = wanted
         if self._keeper is None:
@@ -180,6 +182,7 @@ class RedisStreamConsumer(Consumer):
                 raise ConfigurationError("the consumer has no subscriptions; call start() with some")
             try:
                 await reader.fill(limit)
+                self._heard_at = time.monotonic()
                 await self._bury()
             except BrokerError:
                 await self._close_reader()
@@ -239,6 +242,9 @@ class RedisStreamConsumer(Consumer):
         if control is not None:
             await control.close()
         await self._letters.stop()
+
+    def progress(self) -> Progress:
+        return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None

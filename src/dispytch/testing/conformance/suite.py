@@ -12,11 +12,12 @@ from dispytch.testing.conformance.delivery import DeliveryRows
 from dispytch.testing.conformance.emitting import EmittingRows
 from dispytch.testing.conformance.order import OrderRows
 from dispytch.testing.conformance.rows import ROWS, Row
+from dispytch.testing.conformance.settling import SettlingRows
 
 __all__ = ["TABLE", "TransportSuite"]
 
 
-class TransportSuite(EmittingRows, DeliveryRows, OrderRows, DeadLetterRows, ClosingRows):
+class TransportSuite(EmittingRows, DeliveryRows, SettlingRows, OrderRows, DeadLetterRows, ClosingRows):
     """The conformance suite: a subclass in a test module runs every row that applies to its transport.
 
     ::

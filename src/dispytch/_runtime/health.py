@@ -1,0 +1,104 @@
+"""How a dispatcher is doing, from its own progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dispytch._runtime.links import Link
+from dispytch._runtime.session import Session
+
+__all__ = ["ConsumerHealth", "Health", "State", "health_of"]
+
+State = Literal["stopped", "starting", "running", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerHealth:
+    """How a consumer is doing.
+
+    Attributes:
+        name: The consumer, as its ``repr`` has it.
+        connected: Whether it has its connection.
+        unsettled: Events received from it and not yet acknowledged or handed back.
+        is_full: It holds as many as it may, so it asks for no more.
+        polled_ago: Seconds since it last asked its broker or heard from it; ``None`` if that cannot be told. It grows
+            where nothing is asked, be it that the consumer is full, or that its thread is stuck.
+        assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
+    """
+
+    name: str
+    connected: bool
+    unsettled: int
+    is_full: bool
+    polled_ago: float | None
+    assignment: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a dispatcher is doing.
+
+    Attributes:
+        state: Where in its life it is.
+        connected: Whether every consumer has its connection.
+        in_flight: Events that are being handled, back-offs included.
+        queued: Events that were received and wait for their turn.
+        oldest_in_flight: For how many seconds the oldest event in flight has been handled.
+        unsettled: Events received and not yet acknowledged or handed back.
+        handled: Events that were done with since the start.
+        failed: Tries that failed.
+        redelivered: Tries after a failed one.
+        dead_lettered: Dead letters.
+        unhandled: Events that no handler took.
+        skipped_null: Null messages that no handler takes.
+        consumers: The consumers, in their order.
+    """
+
+    state: State
+    connected: bool = False
+    in_flight: int = 0
+    queued: int = 0
+    oldest_in_flight: float | None = None
+    unsettled: int = 0
+    handled: int = 0
+    failed: int = 0
+    redelivered: int = 0
+    dead_lettered: int = 0
+    unhandled: int = 0
+    skipped_null: int = 0
+    consumers: tuple[ConsumerHealth, ...] = ()
+
+
+def health_of(session: Session | None, state: State) -> Health:
+    """The health of a dispatcher; ``session`` is its run, if it has begun one."""
+    if session is None:
+        return Health(state)
+    counts = session.counts
+    return Health(
+        "draining" if session.stopping else state,
+        connected=state == "running" and all(link.connected for link in session.links),
+        in_flight=session.in_flight,
+        queued=session.queued,
+        oldest_in_flight=session.oldest_in_flight,
+        unsettled=sum(link.held for link in session.links),
+        handled=counts.handled,
+        failed=counts.failed,
+        redelivered=counts.redelivered,
+        dead_lettered=counts.dead_lettered,
+        unhandled=counts.unhandled,
+        skipped_null=counts.skipped_null,
+        consumers=tuple(map(_consumer_health, session.links)),
+    )
+
+
+def _consumer_health(link: Link) -> ConsumerHealth:
+    progress = link.consumer.progress()
+    return ConsumerHealth(
+        repr(link.consumer),
+        link.connected,
+        link.held,
+        link.held >= link.window,
+        progress.polled_ago,
+        progress.assignment,
+    )
