@@ -326,3 +326,29 @@ while not dispatchers[3].health().in_flight:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "handled\n", done.stderr
+
+
+async def test_what_its_broker_has_delivered_a_hundred_times_is_not_handled_again(broker: MemoryBroker) -> None:
+    """Nobody has lived to settle it, so whoever handles it seems to die of it."""
+
+    class Counting(MemoryConsumer):
+        async def receive(self, limit: int) -> Sequence[Delivery]:
+            deliveries = await super().receive(limit)
+            for number, delivery in enumerate(deliveries):
+                delivery.deliveries = 99 + number
+            return deliveries
+
+    dispatcher = EventDispatcher(Counting(broker))
+    seen: list[int] = []
+
+    @dispatcher.handler(Tick)
+    async def handle(event: Event[Tick]) -> None:
+        seen.append(event.body.n)
+
+    await emit(broker, Tick(n=1), Tick(n=2))
+    async with dispatcher.lifespan():
+        await dispatcher.idle()
+    assert seen == [1]
+    (letter,) = broker.dead_letters
+    assert letter.dead_letter is not None
+    assert letter.dead_letter.error.startswith("DeliveryError: it was delivered 100 times and never settled")

@@ -95,7 +95,11 @@ class TestTopology:
         consumer = consumer_of(names, driver, queue_type="quorum")
         async with started(consumer):
             publish(names.url, names.exchange, "k", b"1")
-            await consumer.settle(ack(*await receive(consumer, 1)))
+            (first,) = await receive(consumer, 1)
+            await consumer.settle([Settlement(first, Outcome.RELEASE)])
+            (second,) = await receive(consumer, 1)
+            assert (first.deliveries, second.deliveries) == (0, 1)
+            await consumer.settle(ack(second))
         with (
             pytest.raises(pika.exceptions.ChannelClosedByBroker, match="x-queue-type"),
             channel_to(names.url) as channel,

@@ -97,6 +97,7 @@ class Delivery:
         position: Where it lies in the source, unique there, as text; ``None`` where the broker has no positions.
         partition: Its partition, if the source has several.
         failures: Failures known from earlier deliveries, by handler name.
+        deliveries: How often the broker has delivered it before, hand-backs included; 0 where it does not count.
         unreadable: Why the transport could not read all of it, in words that quote nothing; it is dead-lettered.
         scope: What beside the source tells which subscriptions it is for, such as the queue that it came by; hashable,
             and shared by deliveries that are alike. See `EventSubscription.takes`.
@@ -107,6 +108,7 @@ class Delivery:
 
     __slots__ = (
         "as_json",
+        "deliveries",
         "failures",
         "headers",
         "key",
@@ -133,6 +135,7 @@ class Delivery:
         failures: Mapping[str, int] = _NO_FAILURES,
         scope: Hashable = None,
         as_json: bool = False,
+        deliveries: int = 0,
         unreadable: str | None = None,
         token: Any = None,
     ) -> None:
@@ -146,6 +149,7 @@ class Delivery:
         self.failures: Mapping[str, int] = failures
         self.scope: Hashable = scope
         self.as_json: bool = as_json
+        self.deliveries: int = deliveries
         self.unreadable: str | None = unreadable
         self.token: Any = token
 
@@ -166,6 +170,7 @@ class Delivery:
             dict(self.failures),
             self.scope,
             self.as_json,
+            self.deliveries,
             self.unreadable,
         )
 
@@ -181,6 +186,7 @@ class Delivery:
             self.failures,
             self.scope,
             self.as_json,
+            self.deliveries,
             self.unreadable,
         ) = state
         self.token = None

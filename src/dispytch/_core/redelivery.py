@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from dispytch.errors import DecodeError
 
-__all__ = ["Decision", "Redeliver", "Reject", "decide"]
+__all__ = ["MOST_DELIVERIES", "Decision", "Redeliver", "Reject", "decide"]
 
+MOST_DELIVERIES = 100
+"""Where a broker counts, what it has delivered so often is not handled again: its handling seems to end the process."""
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
 

@@ -15,6 +15,7 @@ from anyio.abc import TaskStatus
 from dispytch._core.context import Pause
 from dispytch._core.envelope import Opened
 from dispytch._core.messages import Outcome, Settlement
+from dispytch._core.redelivery import MOST_DELIVERIES
 from dispytch._runtime.links import SETTLE_TIMEOUT, Link
 from dispytch._runtime.trials import Trials
 from dispytch._runtime.wiring import Route, Wired
@@ -228,8 +229,13 @@ class Session:
                 )
             if delivery.unreadable is not None:
                 raise DecodeError(delivery.unreadable)
+            if delivery.deliveries >= MOST_DELIVERIES:
+                raise DeliveryError(
+                    f"it was delivered {delivery.deliveries} times and never settled: its handling seems to end the "
+                    "process"
+                )
             opened = wired.open(delivery)
-        except DecodeError as error:
+        except (DecodeError, DeliveryError) as error:
             self._refuse(link, delivery, error)
             return None
         except Exception as error:  # an envelope that is not ours: its mistake costs this message, not the dispatcher
@@ -253,8 +259,8 @@ class Session:
             lane = (link, delivery.source, delivery.partition)
         return Work(link, opened, route, lane)
 
-    def _refuse(self, link: Link, delivery: Delivery, error: DecodeError) -> None:
-        """What cannot be opened is permanent: dead-lettered once for each destination of the handlers it may be for."""
+    def _refuse(self, link: Link, delivery: Delivery, error: DispytchError) -> None:
+        """What no handler may see is dead-lettered once for each destination of the handlers that it may be for."""
         matches = link.wired.matches(delivery.source, delivery.scope)
         if not matches:
             self._set_aside(link, delivery, None)
@@ -262,7 +268,7 @@ class Session:
         self.counts.failed += 1
         routes = dict.fromkeys(bound.dead_letter for bound, _ in matches if bound.dead_letter is not None)
         logger.error(
-            "A message from %s (%s) cannot be read, and is %s: %s",
+            "A message from %s (%s) cannot be handled, and is %s: %s",
             delivery.source,
             delivery.position or "no position",
             "dead-lettered" if routes else "dropped",

@@ -28,6 +28,8 @@ _AS_PROPERTIES = {
 """Headers that have a place of their own in AMQP."""
 _BROKERS_OWN = frozenset({"CC", "BCC", "x-death"})
 """Headers by which the broker routes, or counts: copied, they would send a message elsewhere, or close the channel."""
+_DELIVERY_COUNT = "x-delivery-count"
+"""Where a quorum queue tells how often it has delivered a message; of a copy it would tell something untrue."""
 _SHORT = ("correlation_id", "reply_to", "content_type", "content_encoding", "type", "user_id", "app_id")
 _DEFAULTS = RabbitMQEventConfig()
 _MILLISECONDS = timedelta(milliseconds=1)
@@ -108,7 +110,7 @@ def properties_of(message: Message) -> dict[str, Any]:
             text = value
         field = _AS_PROPERTIES.get(name)
         if field is None:
-            if name not in _BROKERS_OWN:
+            if name not in _BROKERS_OWN and name != _DELIVERY_COUNT:
                 headers[name] = text
         elif isinstance(text, str):
             found[field] = text
@@ -149,6 +151,7 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
     for name, field in _AS_PROPERTIES.items():
         if (value := getattr(properties, field)) is not None:
             headers.append((name, _bytes(value)))
+    count = (properties.headers or {}).get(_DELIVERY_COUNT)
     return Delivery(
         routing_key,
         body,
@@ -156,6 +159,7 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
         timestamp_ms=_milliseconds(properties.timestamp),
         position=properties.message_id or None,
         scope=scope,
+        deliveries=count if type(count) is int else 0,
         token=token,
     )
 

@@ -24,7 +24,7 @@ from dispytch.redis.streams.keeper import Keeper
 from dispytch.redis.streams.producer import FEATURES, RedisStreamProducer, stream_source
 from dispytch.redis.streams.reading import Reader
 from dispytch.redis.streams.routes import TRANSPORT, RedisStreamEventRoute
-from dispytch.redis.streams.settling import Settler, crash_letters
+from dispytch.redis.streams.settling import Settler
 from dispytch.redis.streams.wires import AsyncioWire, ThreadWire, Wire, packed
 
 __all__ = ["RedisStreamConsumer"]
@@ -109,9 +109,6 @@ class RedisStreamConsumer(Consumer):
         self._letters = RedisStreamProducer(self._source)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._inbox: deque[Delivery] = deque()
-        self._worn: list[Delivery] = []
-        self._burials: list[Settlement] = []
-        self._next_burial = 0.0
         self._group: Group | None = None
         self._control: Control | None = None
         self._keeper: Keeper | None = None
@@ -159,11 +156,10 @@ class RedisStreamConsumer(Consumer):
         await self._control.open()
         await self._check_dead_letters(self._control, wanted)
         wire, address = self._wire("reader"), self._source.address
-        reader = Reader(wire, group, self._inbox, self._worn, address, declare=self._declares)
+        reader = Reader(wire, group, self._inbox, address, declare=self._declares)
         await reader.open()
         self._reader = reader
         self._heard_at = time.monotonic()
-        self._next_burial = 0.0
         self._subscriptions = wanted
         if self._keeper is None:
             self._keeper = Keeper(self._source, group, trim=self._trim)
@@ -183,7 +179,6 @@ class RedisStreamConsumer(Consumer):
             try:
                 await reader.fill(limit)
                 self._heard_at = time.monotonic()
-                await self._bury()
             except BrokerError:
                 await self._close_reader()
                 raise
@@ -222,8 +217,7 @@ class RedisStreamConsumer(Consumer):
         reader, self._reader = self._reader, None
         if reader is not None and control is not None:
             await reader.cut_short(control)
-        for items in (self._inbox, self._worn, self._burials):
-            items.clear()  # they are held, which is what counts below
+        self._inbox.clear()  # they are held, which is what counts below
         if keeper is not None:
             await keeper.stop()
         if reader is not None:
@@ -248,31 +242,6 @@ class RedisStreamConsumer(Consumer):
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None
-
-    async def _bury(self) -> None:
-        """Dead-letters what came too often, without another try."""
-        for delivery in self._worn:
-            named = [item for item in self._subscriptions if item.pattern.source == delivery.source]
-            routes = dict.fromkeys(route for item in named for route in item.dead_letters)
-            logger.error(
-                "The event %s of %s was delivered too often without being settled, and is %s: its handling seems to "
-                "end the process.",
-                delivery.position,
-                delivery.source,
-                "dead-lettered" if routes else "dropped",
-            )
-            letters = crash_letters(delivery, list(routes))
-            self._burials.append(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
-        self._worn.clear()
-        settler = self._settler
-        if settler is None or not self._burials or time.monotonic() < self._next_burial:
-            return
-        with anyio.CancelScope(shield=True):
-            failed = await settler.settle(self._burials)
-        self._burials = [item for item, _ in failed]
-        if failed:
-            self._next_burial = time.monotonic() + _BURIAL_PAUSE
-            logger.warning("%d of these events could not be settled; it is tried again: %s", len(failed), failed[0][1])
 
     async def _leave(self, settler: Settler) -> None:
         try:

@@ -80,7 +80,7 @@ class Keeper:
                         for stream in list(self._group.streams.values()):
                             self._trim_acknowledged(stream)
                     self._troubled = False
-                except (BrokerError, OSError, AttributeError, import_redis().RedisError) as error:
+                except Exception as error:  # whatever it is: without renewals others would handle the same events
                     self._disconnect()
                     if not self._troubled and not self._stopping.is_set():
                         self._troubled = True

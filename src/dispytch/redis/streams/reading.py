@@ -39,7 +39,6 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 _UNBLOCK_TIMEOUT = 2.0
 _UNBLOCK_AGAIN = 0.05
-_MOST_DELIVERIES = 100
 _START, _NEW = b"0", b">"
 _ROUND = b"0-0"
 
@@ -49,7 +48,6 @@ class Reader:
 
     Args:
         inbox: Where the deliveries go.
-        worn: Where those go that came too often: whoever handles them seems to die of it.
         declare: Whether groups that are not there are made.
     """
 
@@ -58,7 +56,6 @@ class Reader:
         wire: Wire,
         group: Group,
         inbox: deque[Delivery],
-        worn: list[Delivery],
         address: str,
         *,
         declare: bool,
@@ -66,7 +63,6 @@ class Reader:
         self._wire = wire
         self._group = group
         self._inbox = inbox
-        self._worn = worn
         self._inherited: dict[Stream, list[bytes]] = {}
         self._address = address
         self._declares = declare
@@ -213,16 +209,12 @@ class Reader:
             self._next_look = now + LOOK_EVERY * (0.5 + random.random() / 2)  # noqa: S311 - no secret
 
     def _understand_deliveries(self, inherited: dict[Stream, list[bytes]], replies: list[Any]) -> None:
-        worn: set[tuple[Stream, bytes]] = set()
-        for (stream, ids), reply in zip(inherited.items(), replies, strict=True):
+        counts: dict[tuple[Stream, bytes], int] = {}
+        for stream, reply in zip(inherited, replies, strict=True):
             if not self._is_refused(reply):
-                often = {id for id, _, _, count in reply if count >= _MOST_DELIVERIES}
-                worn.update((stream, id) for id in ids if id in often)
-        if worn:
-            self._worn += [delivery for delivery in self._inbox if delivery.token in worn]
-            left = [delivery for delivery in self._inbox if delivery.token not in worn]
-            self._inbox.clear()
-            self._inbox.extend(left)
+                counts.update(((stream, id), count) for id, _, _, count in reply)
+        for delivery in self._inbox:
+            delivery.deliveries = counts.get(delivery.token, delivery.deliveries)
 
     def _understand_new(self, count: int, replies: list[Any]) -> None:
         self._full = []

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import anyio
 
-from dispytch._core.deadletters import dead_letter_headers
-from dispytch.abc import DeadLetter, Delivery, EventRoute, Message, Outcome, Settlement
+from dispytch.abc import Message, Outcome, Settlement
 from dispytch.errors import BrokerError, DispytchError
 from dispytch.redis.streams.control import Control
 from dispytch.redis.streams.entries import restored
@@ -18,7 +15,7 @@ from dispytch.redis.streams.groups import Group, Stream, has_vanished, is_error,
 from dispytch.redis.streams.keeper import Keeper
 from dispytch.redis.streams.producer import RedisStreamProducer
 
-__all__ = ["Settler", "crash_letters"]
+__all__ = ["Settler"]
 
 _LETTER_TIMEOUT = 4.0
 _TIMEOUT = 4.0
@@ -27,20 +24,6 @@ _RENEWAL_CHECK = 0.002
 
 _Failures = list[tuple[Settlement, DispytchError]]
 _Entries = dict[Stream, list[tuple[bytes, Settlement]]]
-
-
-def crash_letters(delivery: Delivery, routes: Sequence[EventRoute]) -> list[Message]:
-    """What is told of an event that nobody has lived to settle."""
-    letter = DeadLetter(
-        "DeliveryError: it was delivered again and again, and never settled: its handling seems to end the process",
-        None,
-        0,
-        delivery.source,
-        delivery.position,
-        datetime.now(UTC).isoformat(timespec="milliseconds"),
-    )
-    headers = dead_letter_headers(delivery, letter)
-    return [Message(str(uuid4()), route, delivery.payload, headers, delivery.key) for route in routes]
 
 
 class Settler:
