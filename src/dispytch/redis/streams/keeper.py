@@ -15,7 +15,6 @@ from typing import Any
 import anyio
 
 from dispytch._bridge import Waker
-from dispytch.errors import BrokerError
 from dispytch.redis.blocking import connect_blocking, interrupt
 from dispytch.redis.source import Source, import_redis
 from dispytch.redis.streams.groups import Group, Stream, has_vanished, is_error, refusal
