@@ -159,7 +159,7 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
         timestamp_ms=_milliseconds(properties.timestamp),
         position=properties.message_id or None,
         scope=scope,
-        deliveries=count if type(count) is int else 0,
+        deliveries=count if isinstance(count, int) else 0,  # pika has an int of its own
         token=token,
     )
 
