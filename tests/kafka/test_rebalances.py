@@ -10,6 +10,7 @@ import pytest
 from dispytch import Event, EventDispatcher
 from dispytch.abc import Delivery
 from dispytch.kafka import KafkaConsumer
+from dispytch.kafka.failures import packed, unpacked
 from tests.kafka.helpers import Cluster, acknowledged, receive, subscription, unique, until
 
 anyio_mark = pytest.mark.anyio
@@ -116,3 +117,67 @@ async def test_what_waits_in_the_dispatcher_of_a_lost_partition_is_not_handled(c
         total = len(started)
         await until(lambda: len(started) == total + 1)
     await second.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_failure_counts_outlast_the_process(cluster: Cluster) -> None:
+    """They go with the committed offset, so that an event that fails is given up though the service restarts."""
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    cluster.produce(topic, *[b"{}"] * 5)
+    attempts: dict[str, list[int]] = {}
+
+    def service(drain_timeout: float = 5.0) -> EventDispatcher:
+        dispatcher = EventDispatcher(member(cluster, group), max_deliveries=4, drain_timeout=drain_timeout)
+
+        @dispatcher.handler(topic=topic)
+        async def handle(event: Event[Any]) -> None:
+            tries = attempts.setdefault(str(event.meta.message.position), [])
+            tries.append(event.meta.attempt)
+            if event.meta.message.position == "0:2":
+                event.nack(
+                    delay=60 if len(tries) in (2, 3) else 0
+                )  # the stop comes during the second and third back-off
+
+        return dispatcher
+
+    for tries in (2, 3):
+        async with service().lifespan():
+            await until(lambda tries=tries: len(attempts.get("0:2", ())) == tries and len(attempts) == 5)  # type: ignore[misc]  # called at once
+    async with (last := service()).lifespan():
+        await until(lambda: len(attempts["0:2"]) == 4 and last.health().unsettled == 0)
+    assert attempts["0:2"] == [1, 2, 3, 4]
+    assert cluster.committed(group, topic, 0) == 5
+    assert len(cluster.read(f"{topic}.{group}.dead", 1)) == 1
+
+
+def test_failures_as_metadata() -> None:
+    failures = {7: {"a.b": 3}, 9: {"a.b": 1, "c#2": 2}, 8: {}}
+    assert unpacked(packed(failures)) == {7: {"a.b": 3}, 9: {"a.b": 1, "c#2": 2}}
+    assert packed({}) == packed({1: {}}) == ""
+    many = packed({n: {"a.handler.with.a.name": n} for n in range(1, 10_000)})
+    assert len(many) <= 3_000
+    assert list(unpacked(many)) == list(range(1, len(unpacked(many)) + 1))
+    assert len(unpacked(many)) > 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "somebody else's",
+        '{"dispytch-failures"',
+        '{"dispytch-failures":5}',
+        '{"dispytch-failures":{"x":{}}}',
+        '{"dispytch-failures":{"1":5}}',
+        '{"dispytch-failures":' + "[" * 100_000,
+    ],
+)
+def test_metadata_of_others_is_left_alone(text: str | None) -> None:
+    assert unpacked(text) == {}
+
+
+def test_counts_that_are_none_are_left_out() -> None:
+    assert unpacked('{"dispytch-failures":{"1":{"h":-1,"i":true,"j":"x","k":2,"l":99999999}}}') == {1: {"k": 2}}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from dispytch.kafka.commits import Commits
+from dispytch.kafka.failures import unpacked
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Plan
 from dispytch.kafka.settings import import_confluent
 from dispytch.kafka.trouble import CONNECT_TIMEOUT
 
 __all__ = ["Assignment"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+_FAILURES_WITHIN = 2.0
 
 
 class Assignment:
@@ -58,11 +64,13 @@ class Assignment:
     def _assigned(self, consumer: Any, assigned: Sequence[Any]) -> None:
         try:
             begun = self._begin(consumer, assigned) if assigned else {}
+            failures = self._failures(consumer, assigned) if assigned else {}
             with self._lock:
                 for one in assigned:
                     partition = Partition(one.topic, one.partition, self._plan.topics.takes(one.topic))
                     # Whoever comes next would begin at a later end, and miss what is between, were it not committed.
                     partition.wanted = begun.get(partition.key)
+                    partition.failures.update(failures.get(partition.key, {}))
                     self.partitions[partition.key] = partition
                     self._new.append(partition)
             if begun:
@@ -91,6 +99,15 @@ class Assignment:
         is_incremental = self.is_decided_by_brokers or "cooperative" in self.strategy
         (consumer.incremental_assign if is_incremental else consumer.assign)(list(assigned))
         return begun
+
+    def _failures(self, consumer: Any, assigned: Sequence[Any]) -> dict[tuple[str, int], dict[int, dict[str, int]]]:
+        """What those who had the partitions before have left of failures; it is no reason to wait for long."""
+        try:
+            answers = consumer.committed(list(assigned), timeout=_FAILURES_WITHIN)
+        except import_confluent().KafkaException as error:
+            logger.debug("The failure counts of %d partitions cannot be told: %s", len(assigned), error)
+            return {}
+        return {(one.topic, one.partition): unpacked(one.metadata) for one in answers if one.error is None}
 
     def _revoked(self, consumer: Any, revoked: Sequence[Any]) -> None:
         failure = self._commits.now(consumer, self.without((one.topic, one.partition) for one in revoked))
@@ -122,6 +139,7 @@ class Assignment:
         """A partition was lost and assigned again within one call: what came before is not ours to settle."""
         partition.is_lost = True
         new = Partition(*partition.key, partition.is_taken)
+        new.failures = partition.failures
         self.partitions[partition.key] = new
         return new
 

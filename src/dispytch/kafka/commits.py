@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from dispytch.kafka.failures import packed
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.settings import import_confluent
 
@@ -33,6 +34,7 @@ class Commits:
         self._at = time.monotonic()
         self._is_under_way = False
         self._has_failed = False
+        self._tells_failures = True
 
     def count(self, events: int) -> None:
         """So many events more are done. In the loop."""
@@ -69,9 +71,11 @@ class Commits:
             if error is None and one.error is None:
                 if partition is not None:
                     partition.committed = one.offset
+                    partition.has_news = False
             else:
                 failure = failure or one.error
                 self._has_failed = True
+                self._do_without_failures(failure)
         known = import_confluent().KafkaError
         passing = (known.REBALANCE_IN_PROGRESS, known.ILLEGAL_GENERATION, known.UNKNOWN_MEMBER_ID, known._NO_OFFSET)
         return None if failure is None or failure.code() in passing else failure
@@ -83,17 +87,32 @@ class Commits:
             wanted = [(one, offset) for one in partitions if (offset := one.to_commit) is not None]
         if not wanted:
             return None
-        offsets = [confluent.TopicPartition(*one.key, offset) for one, offset in wanted]
         failure: Any = None
-        try:
-            answers = consumer.commit(offsets=offsets, asynchronous=False) or ()
-        except confluent.KafkaException as error:
-            failure = error.args[0]
-        else:
-            failure = next((one.error for one in answers if one.error is not None), None)
+        for _ in range(2):
+            offsets = [self.offset_of(one, offset) for one, offset in wanted]
+            try:
+                answers = consumer.commit(offsets=offsets, asynchronous=False) or ()
+            except confluent.KafkaException as error:
+                failure = error.args[0]
+            else:
+                failure = next((one.error for one in answers if one.error is not None), None)
+            if failure is None or not self._do_without_failures(failure):
+                break
         if failure is not None:
             self._has_failed = True
             return failure
         for one, offset in wanted:
-            one.committed = offset
+            one.committed, one.has_news = offset, False
         return None
+
+    def offset_of(self, partition: Partition, offset: int) -> Any:
+        """What to commit of a partition: the offset, and what is known of failures of events that come after it."""
+        text = packed(partition.failures) if partition.failures and self._tells_failures else ""
+        return import_confluent().TopicPartition(*partition.key, offset, text)
+
+    def _do_without_failures(self, failure: Any) -> bool:
+        """Whether a commit may work if it leaves out the failures."""
+        if failure.code() != import_confluent().KafkaError.OFFSET_METADATA_TOO_LARGE or not self._tells_failures:
+            return False
+        self._tells_failures = False
+        return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dispytch._core.tracker import Tracker
 
 __all__ = ["Partition", "Token"]
@@ -18,9 +20,22 @@ class Partition:
         last: The last offset that was handed over to the loop; kept by the thread.
         wanted: The offset to commit, the next one that somebody else would begin with; ``None`` if there is none.
         committed: The one that was committed last, or is being committed.
+        failures: What is known of the failures of events that are not done, by offset; committed with the offset.
     """
 
-    __slots__ = ("committed", "is_full", "is_lost", "is_taken", "key", "last", "tracker", "wanted")
+    __slots__ = (
+        "_first",
+        "committed",
+        "failures",
+        "has_news",
+        "is_full",
+        "is_lost",
+        "is_taken",
+        "key",
+        "last",
+        "tracker",
+        "wanted",
+    )
 
     def __init__(self, topic: str, number: int, is_taken: bool) -> None:
         self.key: tuple[str, int] = (topic, number)
@@ -32,15 +47,35 @@ class Partition:
         self.last: int = -1
         self.wanted: int | None = None
         self.committed: int | None = None
+        self.failures: dict[int, Mapping[str, int]] = {}
+        self.has_news: bool = False
+        """There are failures that were not committed."""
+        self._first: int | None = None
+
+    def add(self, offset: int) -> None:
+        """Notes that an event was received."""
+        self.last = offset
+        self.tracker.add(offset)
+        if self._first is None:
+            self._first = offset
+
+    def failed(self, offset: int, failures: Mapping[str, int]) -> None:
+        """Notes the failures of an event that is to come again."""
+        self.failures[offset] = failures
+        self.has_news = True
 
     def done(self, offset: int) -> None:
         """Notes that an event needs nothing more."""
         tracker = self.tracker
         if tracker.done(offset) and (reached := tracker.advance()) is not None:
             self.wanted = reached + 1
+        if self.failures:
+            self.failures.pop(offset, None)
 
     @property
     def to_commit(self) -> int | None:
+        if self.has_news:  # which go with an offset, be it the same again
+            return self._first if self.wanted is None else self.wanted
         return None if self.wanted == self.committed else self.wanted
 
 

@@ -146,6 +146,11 @@ class Reader:
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Events are to come again, here or, if this is the end, where their partitions go."""
+        with self._lock:
+            for delivery in deliveries:
+                partition, offset = delivery.token
+                if delivery.failures and not partition.is_lost:
+                    partition.failed(offset, delivery.failures)
         self._inbox.put_back(deliveries)
         self._waker.wake()
 
@@ -373,9 +378,10 @@ class Reader:
                 offset = message.offset()
                 if offset <= partition.last:
                     partition = self._assignment.rewound(partition)
-                partition.last = offset
-                partition.tracker.add(offset)
+                partition.add(offset)
                 delivery = delivery_of(message, partition, offset)
+                if partition.failures and (known := partition.failures.get(offset)):
+                    delivery.failures = known
                 size += len(delivery.payload or b"")
                 deliveries.append(delivery)
                 self._assignment.is_held(partition)
@@ -419,7 +425,7 @@ class Reader:
 
     def _commit(self, offsets: dict[tuple[str, int], int]) -> None:
         confluent = import_confluent()
-        chosen = [confluent.TopicPartition(*key, offset) for key, offset in offsets.items()]
+        chosen = [self._commits.offset_of(self._assignment.partitions[key], offset) for key, offset in offsets.items()]
         try:
             self._consumer.commit(offsets=chosen, asynchronous=True)
         except confluent.KafkaException as error:
