@@ -18,6 +18,7 @@ import anyio.lowlevel
 from dispytch._core.codec import Deserializer, Serializer
 from dispytch._core.context import Middleware
 from dispytch._core.deadletters import dead_letter_topic
+from dispytch._core.deduplication import Claim, Store
 from dispytch._core.envelope import Envelope
 from dispytch._core.messages import DeadLetter, Delivery, Features, Headers, Message, Outcome, Receipt, Settlement
 from dispytch._core.patterns import Pattern
@@ -26,6 +27,7 @@ from dispytch.errors import ConfigurationError, DispytchError
 
 __all__ = [
     "BlockingProducer",
+    "Claim",
     "Clock",
     "Consumer",
     "DeadLetter",
@@ -45,6 +47,7 @@ __all__ = [
     "Receipt",
     "Serializer",
     "Settlement",
+    "Store",
     "Subscription",
 ]
 

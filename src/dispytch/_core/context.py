@@ -28,6 +28,8 @@ class EventHandlerContext:
 
     Attributes:
         handler: The handler's qualified name.
+        identity: What tells the handler from all others: its consumer group, a slash, and its name, numbered where
+            several of one consumer have the same.
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
         cut_short: Whether a stop of the dispatcher ended a back-off, so that the failure is not the last word.
@@ -43,6 +45,7 @@ class EventHandlerContext:
         "cut_short",
         "failures",
         "handler",
+        "identity",
         "params",
     )
 
@@ -54,9 +57,11 @@ class EventHandlerContext:
         failures: int,
         delimiter: str | None,
         pause: Pause,
+        identity: str,
     ) -> None:
         self._opened = opened
         self.handler: str = handler
+        self.identity: str = identity
         self.params: Mapping[str, str] = params
         self.failures: int = failures
         self.cut_short: bool = False

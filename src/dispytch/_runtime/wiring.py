@@ -55,6 +55,7 @@ class Bound:
         "dead_letter",
         "event",
         "handler",
+        "identity",
         "key",
         "limits",
         "name",
@@ -76,6 +77,8 @@ class Bound:
         self.name = handler.name
         self.key = handler.name
         """Tells it from other handlers of its consumer, also from those of the same name."""
+        self.identity = ""
+        """Tells it from all other handlers: its consumer group, a slash, and its key."""
         self.event = handler.event
         self.pattern: Pattern = pattern
         self.takes: Callable[[Hashable], bool] = takes
@@ -120,6 +123,7 @@ class Wired:
             seen[item.name] += 1
             if seen[item.name] > 1:
                 item.key = f"{item.name}#{seen[item.name]}"
+            item.identity = f"{consumer.group_id}/{item.key}"
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[tuple[str, Hashable], list[Match]] = {}
         self._routes: dict[tuple[str, Hashable, str | None], Route] = {}

@@ -237,7 +237,9 @@ class Workers:
         if tries is None:
             failures = work.opened.delivery.failures
             tries = failures.get(bound.key, 0) if failures else 0
-        return EventHandlerContext(work.opened, bound.name, params, tries, bound.pattern.delimiter, work.link.pause)
+        return EventHandlerContext(
+            work.opened, bound.name, params, tries, bound.pattern.delimiter, work.link.pause, bound.identity
+        )
 
     async def _deliver(self, work: Work, bound: Bound, params: Mapping[str, str]) -> _Verdict:
         """Has one handler handle an event, again and again until it succeeds or is given up."""
