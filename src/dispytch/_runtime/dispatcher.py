@@ -55,6 +55,7 @@ class Health:
         dead_lettered: Dead letters.
         unhandled: Events that no handler took.
         skipped_null: Null messages that no handler takes.
+        not_addressed: Replayed events that are for a handler of another group.
     """
 
     state: Literal["stopped", "starting", "running", "draining"]
@@ -69,6 +70,7 @@ class Health:
     dead_lettered: int = 0
     unhandled: int = 0
     skipped_null: int = 0
+    not_addressed: int = 0
 
 
 class EventDispatcher(Registry):
@@ -212,6 +214,7 @@ class EventDispatcher(Registry):
             dead_lettered=counts.dead_lettered,
             unhandled=counts.unhandled,
             skipped_null=counts.skipped_null,
+            not_addressed=counts.not_addressed,
         )
 
     async def start(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -13,6 +13,7 @@ import anyio
 
 from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy
 from dispytch._core.context import Middleware
+from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR
 from dispytch._core.envelope import Envelope, Opened
 from dispytch._core.handlers import DeadLetterTarget, Handler, check_params
 from dispytch._core.lanes import Limit
@@ -21,7 +22,7 @@ from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
 from dispytch._runtime.invoke import Call, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
-from dispytch.errors import ConfigurationError, RegistrationError
+from dispytch.errors import ConfigurationError, DeliveryError, RegistrationError
 
 __all__ = ["Bound", "Match", "Options", "Route", "Wired", "wire"]
 
@@ -112,7 +113,8 @@ class Wired:
         self.consumer: Consumer = consumer
         self.bound: Sequence[Bound] = bound
         self.subscriptions: Sequence[Subscription] = subscriptions
-        self.open: Callable[[Delivery], Opened] = options.envelope.opener(options.deserializer, consumer.features)
+        opener = options.envelope.opener(options.deserializer, consumer.features)
+        self.open: Callable[[Delivery], Opened] = opener if options.envelope.notes_replays else _noting_replays(opener)
         self._matchers: dict[str | None, Matcher[Bound]] = {}
         for item in bound:
             delimiter = item.pattern.delimiter
@@ -152,6 +154,41 @@ class Wired:
                 self._routes.clear()
             self._routes[source, scope, type] = route
         return route
+
+    def addressed(self, route: Route, target: str, scope: Hashable) -> Route | None:
+        """Those handlers of a route that a replayed event is for; ``None`` if it is for others than these.
+
+        Args:
+            target: A handler's identity, or a group's with ``*`` for all of its handlers.
+
+        Raises:
+            DeliveryError: it is for a handler of this group, which there is not, or which does not take such events.
+        """
+        group, _, key = target.rpartition("/")
+        if group != self.consumer.group_id:
+            return None
+        if key == ALL_OF_GROUP:
+            return route
+        found = [match for match in route.matches if match[0].key == key]
+        if found:
+            return Route(found)
+        if any(bound.key == key and not bound.takes(scope) for bound in self.bound):
+            return None  # it has come by another way, by which this handler gets it too
+        raise DeliveryError(
+            f"it was replayed for the handler {key}, and the group {group} has none of that name for such events; "
+            "replay it for all handlers"
+        )
+
+
+def _noting_replays(opener: Callable[[Delivery], Opened]) -> Callable[[Delivery], Opened]:
+    def open_noting(delivery: Delivery) -> Opened:
+        opened = opener(delivery)
+        for name, value in delivery.headers:
+            if name == REPLAY_FOR:
+                opened.replay_for = value
+        return opened
+
+    return open_noting
 
 
 def wire(

@@ -255,7 +255,7 @@ class RedisStreamConsumer(Consumer):
                 delivery.source,
                 "dead-lettered" if routes else "dropped",
             )
-            letters = crash_letters(delivery, list(routes))
+            letters = crash_letters(delivery, list(routes), self.group_id)
             self._burials.append(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
         self._worn.clear()
         settler = self._settler

@@ -29,7 +29,7 @@ _Failures = list[tuple[Settlement, DispytchError]]
 _Entries = dict[Stream, list[tuple[bytes, Settlement]]]
 
 
-def crash_letters(delivery: Delivery, routes: Sequence[EventRoute]) -> list[Message]:
+def crash_letters(delivery: Delivery, routes: Sequence[EventRoute], group: str) -> list[Message]:
     """What is told of an event that nobody has lived to settle."""
     letter = DeadLetter(
         "DeliveryError: it was delivered again and again, and never settled: its handling seems to end the process",
@@ -38,6 +38,7 @@ def crash_letters(delivery: Delivery, routes: Sequence[EventRoute]) -> list[Mess
         delivery.source,
         delivery.position,
         datetime.now(UTC).isoformat(timespec="milliseconds"),
+        group,
     )
     headers = dead_letter_headers(delivery, letter)
     return [Message(str(uuid4()), route, delivery.payload, headers, delivery.key) for route in routes]
