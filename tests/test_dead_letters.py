@@ -182,6 +182,23 @@ async def test_what_fails_again_is_a_letter_again_that_can_be_replayed_again(
     assert sorted(workshop.log) == ["charge a", "charge b", "charge c"]
 
 
+async def test_what_fails_again_at_once_does_not_go_round_and_round(workshop: Workshop, dead: DeadLetters) -> None:
+    workshop.broken = True
+    told: list[Report] = []
+
+    def progress(report: Report) -> None:
+        told.append(report)
+        assert len(told) < 100
+
+    with anyio.fail_after(20):
+        async with workshop.billing.lifespan(), letters_of(workshop.broker, idle=0.5) as waiting:
+            waiting.consumer.backlog = lambda: None  # type: ignore[method-assign]  # so that it waits for more
+            report = await waiting.replay(progress=progress)
+            await workshop.billing.idle()
+    assert (report.replayed, report.is_complete) == (3, True)
+    assert len(await texts(dead)) == 3
+
+
 async def test_a_filter_and_a_limit_leave_the_others(workshop: Workshop, dead: DeadLetters) -> None:
     assert await dead.replay(lambda letter: letter.key == b"b") == Report(replayed=1, kept=2, is_complete=True)
     assert [letter.key async for letter in dead.read()] == [b"a", b"c"]

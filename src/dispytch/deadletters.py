@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -85,7 +85,7 @@ class Report:
     Attributes:
         replayed: How many were published to their sources and confirmed; in a dry run, how many would be.
         dropped: How many were acknowledged without that; in a dry run, how many would be.
-        kept: How many were looked at and not chosen: they are there still.
+        kept: How many were looked at and not chosen, or came back meanwhile since they failed again: they are there.
         failed: How many were chosen and could not be published: they are there still.
         is_complete: Whether all there were have been looked at; False where ``limit`` or ``window`` ended the pass.
         problems: The letters that failed, and those that were dealt with and may be there still, since acknowledging
@@ -200,7 +200,7 @@ class DeadLetters:
         else:
             await anyio.lowlevel.checkpoint()
 
-    async def read(self, limit: int = 1000) -> AsyncGenerator[Letter, None]:
+    def read(self, limit: int = 1000) -> AsyncIterator[Letter]:
         """Gives the letters, the oldest first, and leaves them where they are.
 
         All are read before the first is given, so that none is held while you look at it.
@@ -217,6 +217,9 @@ class DeadLetters:
                 f"limit={limit} is above {self.window}, what can be held at once; give less, or a larger window= (and "
                 "a consumer that can hold as many)"
             )
+        return _Reading(lambda: self._collect(limit))
+
+    async def _collect(self, limit: int) -> list[Letter]:
         found: list[Letter] = []
         with self._alone():
             async with self._sweep.running():
@@ -225,8 +228,7 @@ class DeadLetters:
                     if not deliveries:
                         break
                     found += map(_letter, deliveries)
-        for letter in found:
-            yield letter
+        return found
 
     async def replay(
         self,
@@ -239,8 +241,9 @@ class DeadLetters:
     ) -> Report:
         """Publishes letters to their sources again, as they were; each is acknowledged once that is confirmed.
 
-        They are events as any other there: their attempts begin at 1. If this is interrupted, at most the batch in hand
-        (100 letters) is replayed once more by the next one.
+        They are events as any other there: their attempts begin at 1. Of an event that fails again meanwhile, the new
+        letter stays for the next pass. If this is interrupted, at most the batch in hand (100 letters) is replayed once
+        more by the next one.
 
         Args:
             where: Which; by default all. What it raises ends the pass; what was not acknowledged yet stays.
@@ -293,7 +296,7 @@ class DeadLetters:
     ) -> Report:
         report = Report()
         chosen_in_all = 0
-        acknowledged_some = False
+        seen: set[int] = set()
         async with self._tail(dry_run) as tail:
             while (most := min(_BATCH, tail.room, _BATCH if limit is None else limit - chosen_in_all)) > 0:
                 deliveries = await self._sweep.next(most)
@@ -306,8 +309,12 @@ class DeadLetters:
                     if tail.is_known(delivery):
                         continue
                     letter = _letter(delivery)
-                    if where is None or where(letter):
+                    # What was replayed and has failed again must not go round and round.
+                    which = hash((letter.id, letter.source, letter.group, letter.handler))
+                    if which not in seen and (where is None or where(letter)):
                         chosen_in_all += 1
+                        if verb == "replayed":
+                            seen.add(which)
                         chosen.append(letter)
                         if dry_run:
                             tail.keep(delivery)
@@ -319,10 +326,9 @@ class DeadLetters:
                     report = replace(report, **{verb: getattr(report, verb) + len(chosen)})
                 else:
                     report = await self._deal_with(verb, act, chosen, tail, report)
-                    acknowledged_some = acknowledged_some or bool(chosen)
                 if progress is not None:
                     progress(report)
-            if acknowledged_some:
+            if report.replayed + report.dropped and not dry_run:
                 await self._sweep.flush()
         return report
 
@@ -395,6 +401,23 @@ class DeadLetters:
             yield
         finally:
             self._is_busy = False
+
+
+class _Reading(AsyncIterator[Letter]):
+    """What `DeadLetters.read` returns: no generator, since trio warns of one that a ``break`` leaves behind."""
+
+    def __init__(self, collect: Callable[[], Awaitable[list[Letter]]]) -> None:
+        self._collect = collect
+        self._letters: Iterator[Letter] | None = None
+
+    async def __anext__(self) -> Letter:
+        if self._letters is None:
+            self._letters = iter(await self._collect())
+        else:
+            await anyio.lowlevel.checkpoint()
+        for letter in self._letters:
+            return letter
+        raise StopAsyncIteration
 
 
 def _letter(delivery: Delivery) -> Letter:
