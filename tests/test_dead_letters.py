@@ -20,6 +20,7 @@ from dispytch.memory import (
     MemoryEventConfig,
     MemoryEventRoute,
     MemoryProducer,
+    Record,
 )
 from dispytch.serialization import BareEnvelope, ClassicEnvelope, Envelope
 from dispytch.testing import Faults
@@ -88,6 +89,11 @@ def letters_of(broker: MemoryBroker, topic: str = "jobs.billing.dead", **options
     return DeadLetters(MemoryConsumer(broker, "letters"), topic, MemoryProducer(broker), **{"idle": 0.05, **options})
 
 
+def own(record: Record) -> list[tuple[str, bytes]]:
+    """A record's headers less those that make it a replayed one."""
+    return [header for header in record.headers if not header[0].startswith("dispytch-replay-")]
+
+
 async def texts(dead: DeadLetters) -> list[str]:
     """What the letters say that are there."""
     with anyio.fail_after(20):
@@ -141,7 +147,7 @@ async def test_replaying_all_to_everybody(workshop: Workshop, dead: DeadLetters)
     records = workshop.broker.records("jobs")
     assert len(records) == 6
     for before, after in zip(records[:3], records[3:], strict=True):
-        assert (after.payload, after.key, list(after.headers)) == (before.payload, before.key, list(before.headers))
+        assert (after.payload, after.key, own(after)) == (before.payload, before.key, [*before.headers])
     await workshop.run()
     assert sorted(workshop.log) == sorted(f"{who} {name}" for who in ("charge", "notify", "audit") for name in "abc")
     assert workshop.attempts == [1, 1, 1]
@@ -184,6 +190,10 @@ async def test_what_fails_again_is_a_letter_again_that_can_be_replayed_again(
 
 async def test_what_fails_again_at_once_does_not_go_round_and_round(workshop: Workshop, dead: DeadLetters) -> None:
     workshop.broken = True
+    publish(
+        workshop.broker, "jobs", b"{}", [("ce_specversion", b"1.0")]
+    )  # one whose id is its position, ever a new one
+    await workshop.run()
     told: list[Report] = []
 
     def progress(report: Report) -> None:
@@ -195,8 +205,9 @@ async def test_what_fails_again_at_once_does_not_go_round_and_round(workshop: Wo
             waiting.consumer.backlog = lambda: None  # type: ignore[method-assign]  # so that it waits for more
             report = await waiting.replay(progress=progress)
             await workshop.billing.idle()
-    assert (report.replayed, report.is_complete) == (3, True)
-    assert len(await texts(dead)) == 3
+    assert (report.replayed, report.is_complete) == (4, True)
+    assert len(await texts(dead)) == 4
+    assert (await dead.replay()).replayed == 4, "the next pass takes them"
 
 
 async def test_a_filter_and_a_limit_leave_the_others(workshop: Workshop, dead: DeadLetters) -> None:
@@ -333,7 +344,8 @@ async def test_undecodable_letters_go_to_all_handlers_of_their_group(broker: Mem
         assert (letter.handler, letter.group, letter.id) == (None, "billing", "jobs/0")
         await dead.replay()
         (_, again) = broker.records("jobs")
-        assert headers_of(again) == {"ce_specversion": "1.0", "dispytch-replay-for": "billing/*"}
+        assert headers_of(again)["dispytch-replay-for"] == "billing/*"
+        assert own(again) == [("ce_specversion", b"1.0")]
 
 
 async def test_all_handlers_of_a_group_and_no_other_group(broker: MemoryBroker) -> None:
@@ -411,7 +423,7 @@ async def test_a_letter_without_a_group_is_replayed_to_all_only(broker: MemoryBr
     assert (await dead.replay()).failed == 1
     assert (await dead.replay(only_handler=False)).replayed == 1
     (record,) = broker.records("jobs")
-    assert list(record.headers) == []
+    assert own(record) == []
 
 
 # --- a consumer that acknowledges in order

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import anyio.lowlevel
 
-from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR, own_header, read_dead_letter
+from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR, REPLAY_MARK, own_header, read_dead_letter
 from dispytch._core.patterns import Pattern
+from dispytch._runtime.ids import new_id
 from dispytch._runtime.sweep import InOrder, OneByOne, Sweep, Tail
 from dispytch._runtime.urls import consumer_from_url, no_client, producer_from_url
 from dispytch.abc import Consumer, Delivery, EventRoute, Headers, Message, Producer, Subscription
@@ -85,9 +86,10 @@ class Report:
     Attributes:
         replayed: How many were published to their sources and confirmed; in a dry run, how many would be.
         dropped: How many were acknowledged without that; in a dry run, how many would be.
-        kept: How many were looked at and not chosen, or came back meanwhile since they failed again: they are there.
+        kept: How many were looked at and not chosen: they are there still.
         failed: How many were chosen and could not be published: they are there still.
         is_complete: Whether all there were have been looked at; False where ``limit`` or ``window`` ended the pass.
+            What was replayed and has failed again meanwhile is a new letter, and left for the next pass.
         problems: The letters that failed, and those that were dealt with and may be there still, since acknowledging
             them failed; the first 1,000 of them.
     """
@@ -262,10 +264,12 @@ class DeadLetters:
         if producer is None:
             raise ConfigurationError("replaying publishes: give DeadLetters a producer of the same transport")
 
-        async def publish(letters: Sequence[Letter]) -> list[DispytchError | None]:
-            return await self._publish(producer, letters, only_handler)
+        mark = new_id().encode()
 
-        return await self._pass("replayed", publish, where, limit, dry_run, progress)
+        async def publish(letters: Sequence[Letter]) -> list[DispytchError | None]:
+            return await self._publish(producer, letters, mark, only_handler)
+
+        return await self._pass("replayed", publish, mark, where, limit, dry_run, progress)
 
     async def drop(
         self,
@@ -281,7 +285,7 @@ class DeadLetters:
             await anyio.lowlevel.checkpoint()
             return [None] * len(letters)
 
-        return await self._pass("dropped", forget, where, limit, dry_run, progress)
+        return await self._pass("dropped", forget, new_id().encode(), where, limit, dry_run, progress)
 
     # --- one pass
 
@@ -289,6 +293,7 @@ class DeadLetters:
         self,
         verb: str,
         act: Callable[[Sequence[Letter]], Awaitable[list[DispytchError | None]]],
+        mark: bytes,
         where: Where | None,
         limit: int | None,
         dry_run: bool,
@@ -296,8 +301,7 @@ class DeadLetters:
     ) -> Report:
         report = Report()
         chosen_in_all = 0
-        seen: set[int] = set()
-        async with self._tail(dry_run) as tail:
+        async with self._tail(mark, dry_run) as tail:
             while (most := min(_BATCH, tail.room, _BATCH if limit is None else limit - chosen_in_all)) > 0:
                 deliveries = await self._sweep.next(most)
                 if not deliveries:
@@ -306,15 +310,11 @@ class DeadLetters:
                 chosen: list[Letter] = []
                 kept = 0
                 for delivery in deliveries:
-                    if tail.is_known(delivery):
+                    if tail.is_new(delivery):  # what has failed again must not go round and round
                         continue
                     letter = _letter(delivery)
-                    # What was replayed and has failed again must not go round and round.
-                    which = hash((letter.id, letter.source, letter.group, letter.handler))
-                    if which not in seen and (where is None or where(letter)):
+                    if where is None or where(letter):
                         chosen_in_all += 1
-                        if verb == "replayed":
-                            seen.add(which)
                         chosen.append(letter)
                         if dry_run:
                             tail.keep(delivery)
@@ -363,14 +363,14 @@ class DeadLetters:
         )
 
     async def _publish(
-        self, producer: Producer, letters: Sequence[Letter], only_handler: bool
+        self, producer: Producer, letters: Sequence[Letter], mark: bytes, only_handler: bool
     ) -> list[DispytchError | None]:
         outcomes: list[DispytchError | None] = [None] * len(letters)
         messages: list[Message] = []
         numbers: list[int] = []
         for number, letter in enumerate(letters):
             try:
-                message = _message(producer, letter, only_handler)
+                message = _message(producer, letter, mark, only_handler)
                 producer.check(message)
             except DispytchError as error:
                 outcomes[number] = error
@@ -384,11 +384,11 @@ class DeadLetters:
         return outcomes
 
     @asynccontextmanager
-    async def _tail(self, dry_run: bool) -> AsyncIterator[Tail]:
+    async def _tail(self, mark: bytes, dry_run: bool) -> AsyncIterator[Tail]:
         with self._alone():
-            tail: Tail = OneByOne(self.window)
+            tail: Tail = OneByOne(mark, self.window)
             if self.consumer.acknowledges_in_order and not dry_run:
-                tail = InOrder(self._sweep, self.route, self.window)
+                tail = InOrder(mark, self.window, self._sweep, self.route)
             async with self._sweep.running():
                 yield tail
 
@@ -446,10 +446,10 @@ def _letter(delivery: Delivery) -> Letter:
     )
 
 
-def _message(producer: Producer, letter: Letter, only_handler: bool) -> Message:
+def _message(producer: Producer, letter: Letter, mark: bytes, only_handler: bool) -> Message:
     if letter.source is None:
         raise DeliveryError("it is no dead letter of Dispytch, so nobody knows where it came from; handle or drop it")
-    headers = letter.headers
+    headers = [(REPLAY_MARK, mark), *letter.headers]
     if only_handler:
         if letter.group is None:
             raise DeliveryError(

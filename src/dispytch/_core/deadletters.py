@@ -10,7 +10,9 @@ from dispytch._core.messages import DeadLetter, Delivery, Headers
 __all__ = [
     "ALL_OF_GROUP",
     "DEAD",
+    "MARK",
     "REPLAY_FOR",
+    "REPLAY_MARK",
     "SCOPE",
     "dead_letter_headers",
     "dead_letter_topic",
@@ -23,6 +25,10 @@ REPLAY_FOR = "dispytch-replay-for"
 """The header of an event that was replayed for one handler: its consumer group, a slash, and the handler's key."""
 ALL_OF_GROUP = "*"
 """In place of the key: all handlers of the group."""
+REPLAY_MARK = "dispytch-replay-mark"
+"""The header of every event that was replayed: the pass that did it."""
+MARK = "dispytch-dead-mark"
+"""The header of a dead letter that was written during a pass over its topic, which must not take it for an old one."""
 DEAD = "dispytch-dead-error"
 """The header that every dead letter has."""
 SCOPE = "dispytch-dead-scope"
@@ -30,6 +36,7 @@ SCOPE = "dispytch-dead-scope"
 
 _PREFIX = "dispytch-dead-"
 _MAX_TEXT = 1024
+_MAX_MARK = 64
 
 
 def own_header(name: str) -> bool:
@@ -65,6 +72,7 @@ def dead_letter_headers(delivery: Delivery, letter: DeadLetter) -> Headers:
         "group": letter.group,
         "scope": letter.scope,
     }
+    replayed = [(MARK, value[:_MAX_MARK]) for name, value in delivery.headers if name == REPLAY_MARK]
     return (
         *((name, value) for name, value in delivery.headers if not own_header(name)),
         *(
@@ -72,6 +80,7 @@ def dead_letter_headers(delivery: Delivery, letter: DeadLetter) -> Headers:
             for name, value in added.items()
             if value is not None
         ),
+        *replayed[:1],
     )
 
 

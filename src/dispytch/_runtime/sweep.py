@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from dispytch._core.deadletters import MARK
 from dispytch._runtime.ids import new_id
 from dispytch.abc import Consumer, Delivery, EventRoute, Message, Outcome, Settlement, Subscription
 from dispytch.errors import BrokerError, BrokerUnreachableError, DispytchError
@@ -31,7 +32,6 @@ __all__ = ["InOrder", "OneByOne", "Sweep", "Tail"]
 
 logger = logging.getLogger("dispytch")
 
-_MARK = "dispytch-dead-pass"
 _SHARE_WITHIN = 60.0
 """Seconds that a group may take to tell a new member what it receives."""
 _STOP_TIMEOUT = 15.0
@@ -43,16 +43,23 @@ _MOST_AT_ONCE = 500
 
 
 class Tail(ABC):
-    """What stays of a dead-letter topic during a pass."""
+    """What stays of a dead-letter topic during a pass.
+
+    Args:
+        mark: The pass; it is on what comes of it, whether written to the topic again or failed again once replayed.
+    """
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark: bytes = mark
 
     @property
     @abstractmethod
     def room(self) -> int:
         """How many more letters can stay; with none, the pass must end."""
 
-    def is_known(self, delivery: Delivery) -> bool:
-        """Whether this pass has seen a letter already. Called once for each, in the order in which they come."""
-        return False
+    @abstractmethod
+    def is_new(self, delivery: Delivery) -> bool:
+        """Whether a letter comes of this pass itself, and stays. Called once for each, in the order of their coming."""
 
     @abstractmethod
     def keep(self, delivery: Delivery) -> None:
@@ -62,6 +69,9 @@ class Tail(ABC):
         """Letters have been acknowledged, in the order in which they came."""
         await anyio.lowlevel.checkpoint()
 
+    def _is_marked(self, delivery: Delivery) -> bool:
+        return any(name == MARK and value == self.mark for name, value in delivery.headers)
+
 
 class OneByOne(Tail):
     """Holds what stays until the consumer stops.
@@ -70,12 +80,19 @@ class OneByOne(Tail):
         most: How many can be held.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, mark: bytes, most: int) -> None:
+        super().__init__(mark)
         self._room = most
 
     @property
     def room(self) -> int:
         return self._room
+
+    def is_new(self, delivery: Delivery) -> bool:
+        if not self._is_marked(delivery):
+            return False
+        self.keep(delivery)
+        return True
 
     def keep(self, delivery: Delivery) -> None:
         self._room -= 1
@@ -85,16 +102,16 @@ class InOrder(Tail):
     """Writes to the topic again what others behind it have overtaken.
 
     Args:
+        most: How many may lie behind the oldest that is not acknowledged.
         sweep: Settles for it.
         route: The dead-letter topic.
-        most: How many may lie behind the oldest that is not acknowledged.
     """
 
-    def __init__(self, sweep: Sweep, route: EventRoute, most: int) -> None:
+    def __init__(self, mark: bytes, most: int, sweep: Sweep, route: EventRoute) -> None:
+        super().__init__(mark)
         self._sweep = sweep
         self._route = route
         self._most = most
-        self._mark = new_id().encode()
         self._numbers: dict[int, int] = {}
         self._count = 0
         self._kept: dict[Any, list[tuple[int, Delivery]]] = {}
@@ -105,12 +122,12 @@ class InOrder(Tail):
     def room(self) -> int:
         return self._most - sum(map(len, self._kept.values()))
 
-    def is_known(self, delivery: Delivery) -> bool:
+    def is_new(self, delivery: Delivery) -> bool:
         partition = (delivery.source, delivery.partition)
         if partition in self._over:
             return True
-        if any(name == _MARK and value == self._mark for name, value in delivery.headers):
-            self._over.add(partition)  # what comes behind it was not there when the pass began
+        if self._is_marked(delivery):
+            self._over.add(partition)  # what lies behind it was not there when the pass began
             return True
         self._count += 1
         self._numbers[id(delivery)] = self._count
@@ -154,8 +171,8 @@ class InOrder(Tail):
             self._kept[partition] = [item for item in kept if id(item[1]) not in moved]
 
     def _again(self, delivery: Delivery) -> Message:
-        headers = [(name, value) for name, value in delivery.headers if name != _MARK]
-        return Message(new_id(), self._route, delivery.payload, [*headers, (_MARK, self._mark)], delivery.key)
+        headers = [(name, value) for name, value in delivery.headers if name != MARK]
+        return Message(new_id(), self._route, delivery.payload, [*headers, (MARK, self.mark)], delivery.key)
 
 
 class Sweep:
