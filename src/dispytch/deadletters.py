@@ -12,64 +12,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import anyio.lowlevel
 
-from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR, REPLAY_MARK, own_header, read_dead_letter
+from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR, REPLAY_MARK
+from dispytch._core.letters import Letter, letter_of
 from dispytch._core.patterns import Pattern
 from dispytch._runtime.ids import new_id
 from dispytch._runtime.sweep import InOrder, OneByOne, Sweep, Tail
 from dispytch._runtime.urls import consumer_from_url, no_client, producer_from_url
-from dispytch.abc import Consumer, Delivery, EventRoute, Headers, Message, Producer, Subscription
+from dispytch.abc import Consumer, EventRoute, Message, Producer, Subscription
 from dispytch.errors import ConfigurationError, DeliveryError, DispytchError
 
 __all__ = ["DeadLetters", "Letter", "Problem", "Report"]
 
 _BATCH = 100
 _MOST_PROBLEMS = 1000
-_ID_NAMES = ("ce_id", "ce-id", "cloudEvents_id", "cloudEvents:id")
 
-Where = Callable[["Letter"], bool]
+Where = Callable[[Letter], bool]
 Progress = Callable[["Report"], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter, as it was read.
-
-    Attributes:
-        id: The event's id, where CloudEvents headers tell it, else its position in its source.
-        error: The error's type and text, at most 1 KiB; empty if this is no dead letter of Dispytch.
-        handler: The handler that failed; ``None`` if the event reached none.
-        group: The consumer group of the handler.
-        attempts: How many tries ended in failure.
-        source: The topic, stream or routing key that the event came from; ``None`` if this is no dead letter of
-            Dispytch.
-        scope: What beside the source is needed to publish it there again: on RabbitMQ its exchange.
-        position: The event's position in its source, where the broker has positions.
-        failed_at: When it was given up, ISO 8601, UTC.
-        key: The event's ordering key.
-        headers: The event's own headers, without those of the dead letter.
-        payload: The event's bytes.
-        message: The letter itself, raw; its ``position`` is the one in the dead-letter topic.
-    """
-
-    id: str
-    error: str
-    handler: str | None
-    group: str | None
-    attempts: int
-    source: str | None
-    scope: str | None
-    position: str | None
-    failed_at: str
-    key: bytes | None
-    headers: Headers
-    payload: bytes | None = field(repr=False)
-    message: Delivery = field(repr=False)
 
 
 class Problem(NamedTuple):
@@ -229,7 +193,7 @@ class DeadLetters:
                     deliveries = await self._sweep.next(min(limit - len(found), _BATCH))
                     if not deliveries:
                         break
-                    found += map(_letter, deliveries)
+                    found += map(letter_of, deliveries)
         return found
 
     async def replay(
@@ -312,7 +276,7 @@ class DeadLetters:
                 for delivery in deliveries:
                     if tail.is_new(delivery):  # what has failed again must not go round and round
                         continue
-                    letter = _letter(delivery)
+                    letter = letter_of(delivery)
                     if where is None or where(letter):
                         chosen_in_all += 1
                         chosen.append(letter)
@@ -418,32 +382,6 @@ class _Reading(AsyncIterator[Letter]):
         for letter in self._letters:
             return letter
         raise StopAsyncIteration
-
-
-def _letter(delivery: Delivery) -> Letter:
-    told = read_dead_letter(delivery.headers)
-    own = tuple((name, value) for name, value in delivery.headers if not own_header(name))
-    id = next((value.decode("utf-8", "backslashreplace") for name, value in own if name in _ID_NAMES), None)
-    # A Streams entry that had fields only has no payload of its own.
-    payload = None if delivery.as_json else delivery.payload
-    if told is None:
-        id = id or delivery.position or ""
-        return Letter(id, "", None, None, 0, None, None, None, "", delivery.key, own, payload, delivery)
-    return Letter(
-        id or told.position or delivery.position or "",
-        told.error,
-        told.handler,
-        told.group,
-        told.attempts,
-        told.source,
-        told.scope,
-        told.position,
-        told.failed_at,
-        delivery.key,
-        own,
-        payload,
-        delivery,
-    )
 
 
 def _message(producer: Producer, letter: Letter, mark: bytes, only_handler: bool) -> Message:
