@@ -47,7 +47,7 @@ class Place:
             return KafkaConsumer(self.url, group_id=group, config={"topic.metadata.refresh.interval.ms": 500})
         if self.name == "rabbitmq":
             return RabbitMQConsumer(self.url, queue=group)
-        return RedisStreamConsumer(self.url, group_id=group)
+        return RedisStreamConsumer(self.url, group_id=group, claim_idle=2.0)
 
     def producer(self) -> Producer:
         if self.name == "kafka":
@@ -55,6 +55,12 @@ class Place:
         if self.name == "rabbitmq":
             return RabbitMQProducer(self.url)
         return RedisStreamProducer(self.url)
+
+    @property
+    def any_url(self) -> str:
+        """The same with the scheme by which a transport is found."""
+        scheme = {"kafka": "kafka", "rabbitmq": "amqp", "streams": "redis+stream"}[self.name]
+        return f"{scheme}://{self.url.rpartition('://')[2]}"
 
     @property
     def config(self) -> EventConfig:
@@ -266,11 +272,7 @@ async def test_undecodable_letters_come_back_as_they_were(place: Place) -> None:
 
 
 async def test_from_a_url(place: Place) -> None:
-    url = place.url
-    if place.name == "streams":
-        url = url.replace("redis://", "redis+stream://")
-    elif place.name == "kafka":
-        url = f"kafka://{url.removeprefix('kafka://')}"
+    url = place.any_url
     assert type(consumer_from_url(url)) is type(place.consumer("x"))
     assert type(producer_from_url(url)) is type(place.producer())
     async with failed(place, "a") as workshop:
@@ -295,18 +297,15 @@ anyio.run(main)
 
 
 async def test_a_kill_after_publishing_loses_nothing(place: Place) -> None:
-    if place.name == "streams":
-        pytest.skip("its letters come back after claim_idle, a minute, which the tests of Streams are about")
-    url = f"kafka://{place.url.removeprefix('kafka://')}" if place.name == "kafka" else place.url
     async with failed(place) as workshop:
-        child = await anyio.open_process([sys.executable, "-c", _KILLED, url, place.dead_topic, place.reader])
+        child = await anyio.open_process([sys.executable, "-c", _KILLED, place.any_url, place.dead_topic, place.reader])
         async with child:
             assert child.stdout is not None
             with anyio.fail_after(60):
                 published = int(await child.stdout.receive())
             child.kill()
         async with place.letters() as dead:
-            with anyio.fail_after(90):  # Kafka gives the dead member's share away when its session has timed out
+            with anyio.fail_after(90):  # until Kafka's session has timed out, and Streams' claim_idle is over
                 while (await dead.replay()).replayed == 0:
                     pass
             assert await names(dead) == []

@@ -19,7 +19,7 @@ from dispytch.errors import ConfigurationError
 
 __all__ = ["Deduplicate"]
 
-logger = logging.getLogger("dispytch")
+logger: logging.Logger = logging.getLogger("dispytch")
 
 _FIRST_LOOK = 0.05
 _LOOK_EVERY = 1.0
