@@ -15,10 +15,18 @@ from dispytch import Event, EventBase, EventDispatcher, EventEmitter, consumer_f
 from dispytch._core.patterns import Pattern
 from dispytch.abc import Consumer, EventConfig, EventSubscription, Message, Producer, Receipt, Subscription
 from dispytch.deadletters import DeadLetters, Letter, Report
-from dispytch.errors import DispytchError
+from dispytch.errors import DispytchError, EmitRejectedError
 from dispytch.kafka import KafkaConsumer, KafkaEventConfig, KafkaProducer
-from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventConfig, RabbitMQProducer
+from dispytch.rabbitmq import (
+    RabbitMQConsumer,
+    RabbitMQEventConfig,
+    RabbitMQEventRoute,
+    RabbitMQEventSubscription,
+    RabbitMQProducer,
+)
 from dispytch.redis import RedisStreamConsumer, RedisStreamEventConfig, RedisStreamProducer
+from tests.rabbitmq.helpers import channel_to
+from tests.redis.helpers import client_of
 from tests.support import unique, until
 
 pytestmark = pytest.mark.anyio
@@ -312,3 +320,110 @@ async def test_a_kill_after_publishing_loses_nothing(place: Place) -> None:
         await until(lambda: workshop.log.total() >= 3 + published)
         assert set(workshop.log) == {"charge a", "charge b", "charge c"}
         assert workshop.log.total() == 3 + published
+
+
+# --- what only some have
+
+
+@pytest.mark.parametrize("exchange", ["named", ""])
+async def test_rabbitmq_letters_go_back_to_the_exchange_that_they_came_by(rabbitmq_url: str, exchange: str) -> None:
+    exchange = exchange and unique("exchange")
+    queue, key = unique("queue"), unique("key")
+    declared = RabbitMQEventSubscription(exchange, None, key if exchange else queue)
+    dispatcher = EventDispatcher(RabbitMQConsumer(rabbitmq_url, queue=queue), max_deliveries=1)
+    tries: list[tuple[str, Any]] = []
+
+    @dispatcher.handler(declared)
+    async def fail_once(event: Event[Any]) -> None:
+        tries.append((event.meta.topic, event.meta.message.scope))
+        if len(tries) == 1:
+            raise OSError("not yet")
+
+    producer = RabbitMQProducer(rabbitmq_url)
+    async with DeadLetters(RabbitMQConsumer(rabbitmq_url, queue="any"), f"{queue}.dead", producer, idle=1.0) as dead:
+        async with dispatcher.lifespan():
+            route = RabbitMQEventRoute(key if exchange else queue, exchange)
+            (sent,) = await producer.send([Message("the id", route, b"{}")], 30)
+            assert isinstance(sent, Receipt)
+            await until(lambda: dispatcher.health().dead_lettered == 1)
+            (letter,) = [letter async for letter in dead.read()]
+            assert (letter.scope, letter.source) == (exchange, route.routing_key)
+            assert letter.id == "the id", "that of the message, where the event has no other"
+            assert await dead.replay() == Report(replayed=1, is_complete=True)
+            await until(lambda: dispatcher.health().handled == 2)
+        assert tries[0] == tries[1]
+
+
+async def test_rabbitmq_a_letter_that_nobody_is_bound_for_stays_and_is_reported(rabbitmq_url: str) -> None:
+    place = Place("rabbitmq", rabbitmq_url)
+    async with place.letters() as dead:
+        async with failed(place, "ab"):
+            pass
+        with channel_to(rabbitmq_url) as channel:
+            for queue in (place.billing, place.audit):
+                channel.queue_delete(queue)
+        report = await dead.replay()
+        assert (report.replayed, report.failed, report.is_complete) == (0, 2, True)
+        assert isinstance(report.problems[0].error, EmitRejectedError)
+        assert "no queue is bound" in str(report.problems[0].error)
+        assert await names(dead) == ["a", "b"]
+        assert (await dead.drop()).dropped == 2
+
+
+async def test_rabbitmq_a_prefetch_bounds_a_pass(rabbitmq_url: str) -> None:
+    place = Place("rabbitmq", rabbitmq_url)
+    async with failed(place, "abcde"):
+        pass
+    consumer = RabbitMQConsumer(rabbitmq_url, queue="any", prefetch=2)
+    async with DeadLetters(consumer, place.dead_topic, place.producer(), idle=1.0) as dead:
+        assert dead.window == 2
+        report = await dead.replay(lambda letter: False)
+        assert (report.kept, report.is_complete) == (2, False)
+        assert (await dead.drop()).dropped == 5
+
+
+async def test_streams_an_entry_of_fields_comes_back_as_it_was(redis_url: str) -> None:
+    stream, group = unique("fields"), unique("group")
+    dispatcher = EventDispatcher(RedisStreamConsumer(redis_url, group_id=group), max_deliveries=1)
+    tries: list[Any] = []
+
+    @dispatcher.handler(topic=stream)
+    async def fail_once(event: Event) -> None:
+        tries.append(event.body)
+        if len(tries) == 1:
+            raise OSError("not yet")
+
+    reader = RedisStreamConsumer(redis_url, group_id=unique("letters"))
+    with client_of(redis_url) as client:
+        async with dispatcher.lifespan():
+            client.xadd(stream, {"color": "red", "size": "3"})
+            await until(lambda: dispatcher.health().dead_lettered == 1)
+            async with DeadLetters(reader, f"{stream}.{group}.dead", RedisStreamProducer(redis_url), idle=1.0) as dead:
+                assert (await dead.replay()).replayed == 1
+            await until(lambda: dispatcher.health().handled == 2)
+        (_, (_, fields)) = client.xrange(stream)
+    assert tries == [{"color": "red", "size": "3"}] * 2
+    own = {name: value for name, value in fields.items() if not name.startswith(b"dispytch-replay-")}
+    assert own == {b"color": b"red", b"size": b"3"}
+
+
+async def test_kafka_a_pass_over_more_than_a_partition_may_have_uncommitted(kafka_url: str) -> None:
+    topic, number = unique("dead"), 300
+    headers = [("dispytch-dead-error", b"E"), ("dispytch-dead-source", f"{topic}-source".encode())]
+    consumer = KafkaConsumer(kafka_url, group_id=unique("letters"), max_uncommitted=100)
+    async with DeadLetters(consumer, topic, idle=2.0) as dead:
+        producer = KafkaProducer(kafka_url)
+        outcomes = await producer.send(
+            [
+                Message(unique("id"), producer.route_for(topic), b"%d" % n, [("ce_id", b"%d" % n), *headers], b"k")
+                for n in range(number)
+            ],
+            30,
+        )
+        assert all(isinstance(one, Receipt) for one in outcomes)
+        await producer.stop()
+        chosen = {"3", "150", "299"}
+        report = await dead.drop(lambda letter: letter.id in chosen)
+        assert (report.dropped, report.kept, report.is_complete) == (3, number - 3, True)
+        report = await dead.drop()
+        assert (report.dropped, report.is_complete) == (number - 3, True)
