@@ -80,7 +80,7 @@ class DeadLetters:
         idle: Seconds without a letter after which there are none left.
         timeout: Seconds that publishing a batch of letters may take.
         window: How many letters are held at once, at most: those that were read, and on transports that acknowledge one
-            by one those that stay. A pass ends when it is full.
+            by one, and in dry runs, those that stay. A pass ends when it is full.
 
     Raises:
         ConfigurationError: an argument is wrong, or the transport keeps no dead letters.
