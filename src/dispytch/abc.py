@@ -18,6 +18,7 @@ import anyio.lowlevel
 from dispytch._core.codec import Deserializer, Serializer
 from dispytch._core.context import Middleware
 from dispytch._core.deadletters import dead_letter_topic
+from dispytch._core.deduplication import Claim, Store
 from dispytch._core.envelope import Envelope
 from dispytch._core.messages import DeadLetter, Delivery, Features, Headers, Message, Outcome, Receipt, Settlement
 from dispytch._core.patterns import Pattern
@@ -26,6 +27,7 @@ from dispytch.errors import ConfigurationError, DispytchError
 
 __all__ = [
     "BlockingProducer",
+    "Claim",
     "Clock",
     "Consumer",
     "DeadLetter",
@@ -46,6 +48,7 @@ __all__ = [
     "Receipt",
     "Serializer",
     "Settlement",
+    "Store",
     "Subscription",
 ]
 
@@ -88,6 +91,10 @@ class ProducerBase(ABC):
     @abstractmethod
     def route_for(self, topic: str) -> EventRoute:
         """This transport's route for a portable topic, which may be a template."""
+
+    def route_back(self, source: str, scope: str | None) -> EventRoute:
+        """This transport's route to where a dead letter came from; see `DeadLetter`."""
+        return self.route_for(source)
 
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None:
         """Why events with such a route and options cannot go this way; ``None`` if they can."""
@@ -207,6 +214,8 @@ class Consumer(ABC):
         window: How many deliveries are asked for before some are settled; the dispatcher sets it before `start`.
         max_payload_bytes: Larger payloads are dead-lettered without being decoded.
         clock: The time that back-offs go by.
+        acknowledges_in_order: An acknowledgement takes effect once everything before it in its partition has been
+            acknowledged too.
     """
 
     transport: ClassVar[str]
@@ -216,6 +225,7 @@ class Consumer(ABC):
     window: int = 200
     max_payload_bytes: int = 1024 * 1024
     clock: Clock = SYSTEM_CLOCK
+    acknowledges_in_order: ClassVar[bool] = False
 
     @abstractmethod
     def subscription_for(self, declared: EventSubscription | EventRoute) -> EventSubscription | EventRoute | None:
@@ -233,6 +243,10 @@ class Consumer(ABC):
         """Where failures of a subscription's handlers go if nobody said; ``None`` if the transport keeps none."""
         pattern = subscription.pattern
         return self.dead_letter_route(dead_letter_topic(pattern.source, pattern.is_literal, self.group_id))
+
+    def dead_letter_source(self, topic: str) -> EventRoute | None:
+        """Where the dead letters of a dead-letter topic are received; ``None`` if the transport keeps none."""
+        return self.dead_letter_route(topic)
 
     @abstractmethod
     async def start(self, subscriptions: Sequence[Subscription] = ()) -> None:
@@ -295,4 +309,13 @@ class Consumer(ABC):
 
     def backlog(self) -> int | None:
         """How many messages wait to be received; ``None`` if that cannot be told."""
+        return None
+
+    def is_receiving(self) -> bool:
+        """Whether what there is comes; False while a group has not told a new member its share yet."""
+        return True
+
+    @property
+    def most_unsettled(self) -> int | None:
+        """After how many deliveries that are not settled none comes any more; ``None`` if there is no such limit."""
         return None

@@ -249,7 +249,8 @@ class TestAcknowledging:
             assert await consumer.settle([Settlement(delivery, Outcome.DEAD_LETTER, [letter])]) == []
         ((_, properties, body),) = drain(names.url, f"{names.queue}.dead")
         assert body == b"bad"
-        assert properties.headers == {"dispytch-dead-error": "E"}  # what would break the connection is left out
+        # What would break the connection is left out, and the exchange that it came by is told.
+        assert properties.headers == {"dispytch-dead-error": "E", "dispytch-dead-scope": names.exchange}
         assert properties.delivery_mode == 2
         assert count(names.url, names.queue) == 0
 

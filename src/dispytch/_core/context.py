@@ -41,6 +41,8 @@ class EventHandlerContext:
 
     Attributes:
         handler: The handler's qualified name.
+        identity: What tells the handler from all others: its consumer group, a slash, and its name, numbered where
+            several of one consumer have the same.
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
         cut_short: Whether a stop of the dispatcher ended a back-off, so that the failure is not the last word.
@@ -57,6 +59,7 @@ class EventHandlerContext:
         "cut_short",
         "failures",
         "handler",
+        "identity",
         "params",
     )
 
@@ -68,9 +71,11 @@ class EventHandlerContext:
         failures: int,
         delimiter: str | None,
         in_flight: InFlight,
+        identity: str,
     ) -> None:
         self._opened = opened
         self.handler: str = handler
+        self.identity: str = identity
         self.params: Mapping[str, str] = params
         self.failures: int = failures
         self.cut_short: bool = False
@@ -197,6 +202,7 @@ class BatchContext(EventHandlerContext):
     def __init__(
         self,
         handler: str,
+        identity: str,
         parts: Sequence[EventHandlerContext],
         pause: Pause,
         bodies: dict[BodyType, list[Any]],
@@ -207,6 +213,7 @@ class BatchContext(EventHandlerContext):
         self._bodies = bodies
         self._state = None
         self.handler = handler
+        self.identity = identity
         self.params = MappingProxyType({})
         self.failures = max((part.failures for part in parts), default=0)
         self.cut_short = False

@@ -7,10 +7,36 @@ from datetime import UTC, datetime
 
 from dispytch._core.messages import DeadLetter, Delivery, Headers
 
-__all__ = ["dead_letter_headers", "dead_letter_topic", "error_text", "own_header", "read_dead_letter"]
+__all__ = [
+    "ALL_OF_GROUP",
+    "DEAD",
+    "MARK",
+    "REPLAY_FOR",
+    "REPLAY_MARK",
+    "SCOPE",
+    "dead_letter_headers",
+    "dead_letter_topic",
+    "error_text",
+    "own_header",
+    "read_dead_letter",
+]
+
+REPLAY_FOR = "dispytch-replay-for"
+"""The header of an event that was replayed for one handler: its consumer group, a slash, and the handler's key."""
+ALL_OF_GROUP = "*"
+"""In place of the key: all handlers of the group."""
+REPLAY_MARK = "dispytch-replay-mark"
+"""The header of every event that was replayed: the pass that did it."""
+MARK = "dispytch-dead-mark"
+"""The header of a dead letter that was written during a pass over its topic, which must not take it for an old one."""
+DEAD = "dispytch-dead-error"
+"""The header that every dead letter has."""
+SCOPE = "dispytch-dead-scope"
+"""The header by which a transport tells what beside the source is needed to publish there; see `DeadLetter.scope`."""
 
 _PREFIX = "dispytch-dead-"
 _MAX_TEXT = 1024
+_MAX_MARK = 64
 
 
 def own_header(name: str) -> bool:
@@ -43,7 +69,10 @@ def dead_letter_headers(delivery: Delivery, letter: DeadLetter) -> Headers:
         "source": letter.source,
         "position": letter.position,
         "failed-at": letter.failed_at,
+        "group": letter.group,
+        "scope": letter.scope,
     }
+    replayed = [(MARK, value[:_MAX_MARK]) for name, value in delivery.headers if name == REPLAY_MARK]
     return (
         *((name, value) for name, value in delivery.headers if not own_header(name)),
         *(
@@ -51,6 +80,7 @@ def dead_letter_headers(delivery: Delivery, letter: DeadLetter) -> Headers:
             for name, value in added.items()
             if value is not None
         ),
+        *replayed[:1],
     )
 
 
@@ -71,6 +101,8 @@ def read_dead_letter(headers: Headers) -> DeadLetter | None:
         source=found["source"],
         position=found.get("position"),
         failed_at=found.get("failed-at", ""),
+        group=found.get("group"),
+        scope=found.get("scope"),
     )
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import uuid4
 
 from pydantic import BaseModel
 from pydantic_core import from_json
 
 from dispytch._core.codec import Deserializer, JSONDeserializer, Serializer
+from dispytch._core.deadletters import REPLAY_FOR
 from dispytch._core.messages import Delivery, Features, Headers
 from dispytch.errors import DecodeError
 
@@ -58,9 +59,22 @@ class Opened:
         nested: The member of ``data`` that is the body; ``None`` if all of it is.
         codec: What decodes ``data``.
         attributes: The envelope's attributes where they are not headers.
+        replay_for: The value of the header ``dispytch-replay-for``, if the message has it.
     """
 
-    __slots__ = ("_decoded", "attributes", "codec", "data", "delivery", "id", "key", "nested", "time", "type")
+    __slots__ = (
+        "_decoded",
+        "attributes",
+        "codec",
+        "data",
+        "delivery",
+        "id",
+        "key",
+        "nested",
+        "replay_for",
+        "time",
+        "type",
+    )
 
     def __init__(
         self,
@@ -75,6 +89,7 @@ class Opened:
         nested: str | None = None,
         attributes: Mapping[str, Any] | None = None,
         decoded: Any = _UNSET,
+        replay_for: bytes | None = None,
     ) -> None:
         self.delivery: Delivery = delivery
         self.id: str = id
@@ -85,6 +100,7 @@ class Opened:
         self.key: bytes | None = key
         self.nested: str | None = nested
         self.attributes: Mapping[str, Any] | None = attributes
+        self.replay_for: bytes | None = replay_for
         self._decoded = decoded
 
     @property
@@ -168,6 +184,9 @@ Seal = Callable[[str, float, bytes | None, Any, Sequence[tuple[str, str]], Heade
 class Envelope(ABC):
     """How the attributes of an event travel with its body."""
 
+    notes_replays: ClassVar[bool] = False
+    """Whether what its openers return has ``replay_for`` set; otherwise the headers are looked through once more."""
+
     @abstractmethod
     def sealer(self, sealing: Sealing) -> Seal:
         """The function that wraps the events of one class; made once, called for each event."""
@@ -182,6 +201,8 @@ class CloudEventsEnvelope(Envelope):
 
     See the specification at cloudevents.io, with its Kafka and AMQP protocol bindings.
     """
+
+    notes_replays: ClassVar[bool] = True
 
     def sealer(self, sealing: Sealing) -> Seal:
         return _binary(sealing) if sealing.features.headers else _structured(sealing)
@@ -211,14 +232,18 @@ class CloudEventsEnvelope(Envelope):
                         codec,
                         time=None if time is None else time.decode("utf-8", "replace"),
                         key=delivery.key or headers.get(key_name),
+                        replay_for=headers.get(REPLAY_FOR),
                     )
             content_type = headers.get("content-type") or headers.get("content_type") or b""
             if content_type.startswith(_STRUCTURED.encode()) and delivery.payload is not None:
                 document = decode(_JSON, delivery.payload)
                 if not _is_event(document):
                     raise DecodeError("the message says that it is a CloudEvent, but lacks specversion, id or type")
-                return _open_structured(delivery, document, codec)
-            return _open_bare(delivery, codec)
+                opened = _open_structured(delivery, document, codec)
+            else:
+                opened = _open_bare(delivery, codec)
+            opened.replay_for = headers.get(REPLAY_FOR)
+            return opened
 
         def open_payload(delivery: Delivery) -> Opened:
             payload = delivery.payload

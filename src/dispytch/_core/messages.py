@@ -214,6 +214,8 @@ class DeadLetter:
         source: The topic, channel or stream that the event came from.
         position: Its position there.
         failed_at: When it was given up, ISO 8601, UTC.
+        group: The consumer group that gave it up.
+        scope: What beside the source is needed to publish it there again, where that is so: on RabbitMQ its exchange.
     """
 
     error: str
@@ -222,6 +224,8 @@ class DeadLetter:
     source: str
     position: str | None
     failed_at: str
+    group: str | None = None
+    scope: str | None = None
 
 
 class Settlement:

@@ -52,6 +52,7 @@ class Health:
         dead_lettered: Dead letters.
         unhandled: Events that no handler took.
         skipped_null: Null messages that no handler takes.
+        not_addressed: Replayed events that are for a handler of another group.
         consumers: The consumers, in their order.
     """
 
@@ -67,6 +68,7 @@ class Health:
     dead_lettered: int = 0
     unhandled: int = 0
     skipped_null: int = 0
+    not_addressed: int = 0
     consumers: tuple[ConsumerHealth, ...] = ()
 
 
@@ -88,6 +90,7 @@ def health_of(session: Session | None, state: State) -> Health:
         dead_lettered=counts.dead_lettered,
         unhandled=counts.unhandled,
         skipped_null=counts.skipped_null,
+        not_addressed=counts.not_addressed,
         consumers=tuple(map(_consumer_health, session.links)),
     )
 

@@ -242,6 +242,18 @@ class Session:
             self._refuse(link, delivery, DecodeError(f"its envelope cannot be opened ({type(error).__name__})"))
             return None
         route = wired.route(delivery.source, delivery.scope, opened.type)
+        if opened.replay_for is not None:
+            target = opened.replay_for.decode("utf-8", "replace")
+            try:
+                addressed = wired.addressed(route, target, delivery.scope)
+            except DeliveryError as error:
+                self._return_replay(link, delivery, target, error)
+                return None
+            if addressed is None:
+                self.counts.not_addressed += 1
+                link.settle(Settlement(delivery, Outcome.ACK))
+                return None
+            route = addressed
         if opened.data is None and route.matches:
             route = Route([match for match in route.matches if match[0].accepts_null], route.is_batched)
             if not route.matches:
@@ -274,23 +286,38 @@ class Session:
             "dead-lettered" if routes else "dropped",
             error,
         )
-        letters = [make_dead_letter(delivery, route, error) for route in routes]
+        group = link.consumer.group_id
+        letters = [make_dead_letter(delivery, route, error, group=group) for route in routes]
         self.counts.dead_lettered += len(letters)
         link.settle(Settlement(delivery, Outcome.DEAD_LETTER if letters else Outcome.ACK, letters))
 
     def _set_aside(self, link: Link, delivery: Delivery, opened: Opened | None) -> None:
         self.counts.unhandled += 1
         if self.tuning.dead_letter_unhandled:
-            matches = link.wired.matches(delivery.source, delivery.scope) or [(bound, {}) for bound in link.wired.bound]
-            route = next((bound.dead_letter for bound, _ in matches if bound.dead_letter is not None), None)
-            if route is not None:
-                kind = None if opened is None else opened.type
-                error = DeliveryError(f"no handler takes events of type {kind!r} from {delivery.source}")
-                self.counts.dead_lettered += 1
-                letter = make_dead_letter(delivery, route, error)
-                link.settle(Settlement(delivery, Outcome.DEAD_LETTER, [letter]))
-                return
-        link.settle(Settlement(delivery, Outcome.ACK))
+            kind = None if opened is None else opened.type
+            error = DeliveryError(f"no handler takes events of type {kind!r} from {delivery.source}")
+            self._dead_letter_unhandled(link, delivery, error)
+        else:
+            link.settle(Settlement(delivery, Outcome.ACK))
+
+    def _return_replay(self, link: Link, delivery: Delivery, target: str, error: DeliveryError) -> None:
+        """A replayed event whose handler is not there any more goes back to where it came from."""
+        self.counts.unhandled += 1
+        logger.error("An event from %s finds no handler: %s", delivery.source, error)
+        self._dead_letter_unhandled(link, delivery, error, target.rpartition("/")[2])
+
+    def _dead_letter_unhandled(
+        self, link: Link, delivery: Delivery, error: DeliveryError, handler: str | None = None
+    ) -> None:
+        """Dead-letters what no handler gets, to the first destination that there is; without one it is acknowledged."""
+        matches = link.wired.matches(delivery.source, delivery.scope) or [(bound, {}) for bound in link.wired.bound]
+        route = next((bound.dead_letter for bound, _ in matches if bound.dead_letter is not None), None)
+        if route is None:
+            link.settle(Settlement(delivery, Outcome.ACK))
+            return
+        self.counts.dead_lettered += 1
+        letter = make_dead_letter(delivery, route, error, handler, group=link.consumer.group_id)
+        link.settle(Settlement(delivery, Outcome.DEAD_LETTER, [letter]))
 
     # --- waiting
 

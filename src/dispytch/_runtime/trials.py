@@ -52,7 +52,9 @@ class Trials:
         if tries is None:
             failures = work.opened.delivery.failures
             tries = failures.get(bound.key, 0) if failures else 0
-        return EventHandlerContext(work.opened, bound.name, params, tries, bound.pattern.delimiter, work)
+        return EventHandlerContext(
+            work.opened, bound.name, params, tries, bound.pattern.delimiter, work, bound.identity
+        )
 
     async def deliver(self, work: Work, bound: Bound, params: Mapping[str, str]) -> Verdict:
         """Has one handler handle an event, again and again until it succeeds or is given up."""
@@ -120,7 +122,8 @@ class Trials:
         )
         if route is None:
             return DONE
-        return Verdict(make_dead_letter(opened.delivery, route, error, bound.name, tries))
+        group = work.link.consumer.group_id
+        return Verdict(make_dead_letter(opened.delivery, route, error, bound.key, tries, group=group))
 
     def conclude(self, work: Work, verdicts: Sequence[Verdict]) -> None:
         """Settles an event that all its handlers are done with."""

@@ -13,6 +13,7 @@ import anyio
 
 from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 from dispytch._core.context import Middleware
+from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR
 from dispytch._core.envelope import Envelope, Opened
 from dispytch._core.handlers import Batching, DeadLetterTarget, Handler, check_params, refuse_single
 from dispytch._core.lanes import Limit
@@ -22,7 +23,7 @@ from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
 from dispytch._runtime.invoke import Call, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
-from dispytch.errors import ConfigurationError, RegistrationError
+from dispytch.errors import ConfigurationError, DeliveryError, RegistrationError
 
 __all__ = ["Bound", "Match", "Options", "Route", "Wired", "wire"]
 
@@ -57,6 +58,7 @@ class Bound:
         "dead_letter",
         "event",
         "handler",
+        "identity",
         "is_manual",
         "key",
         "limits",
@@ -82,6 +84,8 @@ class Bound:
         self.name = handler.name
         self.key = handler.name
         """Tells it from other handlers of its consumer, also from those of the same name."""
+        self.identity = ""
+        """Tells it from all other handlers: its consumer group, a slash, and its key."""
         self.event = handler.event
         self.pattern: Pattern = pattern
         self.takes: Callable[[Hashable], bool] = takes
@@ -130,7 +134,8 @@ class Wired:
         self.consumer: Consumer = consumer
         self.bound: Sequence[Bound] = bound
         self.subscriptions: Sequence[Subscription] = subscriptions
-        self.open: Callable[[Delivery], Opened] = options.envelope.opener(options.deserializer, consumer.features)
+        opener = options.envelope.opener(options.deserializer, consumer.features)
+        self.open: Callable[[Delivery], Opened] = opener if options.envelope.notes_replays else _noting_replays(opener)
         self._matchers: dict[str | None, Matcher[Bound]] = {}
         for item in bound:
             delimiter = item.pattern.delimiter
@@ -141,6 +146,7 @@ class Wired:
             seen[item.name] += 1
             if seen[item.name] > 1:
                 item.key = f"{item.name}#{seen[item.name]}"
+            item.identity = f"{consumer.group_id}/{item.key}"
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[tuple[str, Hashable], list[Match]] = {}
         self._routes: dict[tuple[str, Hashable, str | None], Route] = {}
@@ -171,6 +177,41 @@ class Wired:
                 self._routes.clear()
             self._routes[source, scope, type] = route
         return route
+
+    def addressed(self, route: Route, target: str, scope: Hashable) -> Route | None:
+        """Those handlers of a route that a replayed event is for; ``None`` if it is for others than these.
+
+        Args:
+            target: A handler's identity, or a group's with ``*`` for all of its handlers.
+
+        Raises:
+            DeliveryError: it is for a handler of this group, which there is not, or which does not take such events.
+        """
+        group, _, key = target.rpartition("/")
+        if group != self.consumer.group_id:
+            return None
+        if key == ALL_OF_GROUP:
+            return route
+        found = [match for match in route.matches if match[0].key == key]
+        if found:
+            return Route(found, route.is_batched)
+        if any(bound.key == key and not bound.takes(scope) for bound in self.bound):
+            return None  # it has come by another way, by which this handler gets it too
+        raise DeliveryError(
+            f"it was replayed for the handler {key}, and the group {group} has none of that name for such events; "
+            "replay it for all handlers"
+        )
+
+
+def _noting_replays(opener: Callable[[Delivery], Opened]) -> Callable[[Delivery], Opened]:
+    def open_noting(delivery: Delivery) -> Opened:
+        opened = opener(delivery)
+        for name, value in delivery.headers:
+            if name == REPLAY_FOR:
+                opened.replay_for = value
+        return opened
+
+    return open_noting
 
 
 def wire(

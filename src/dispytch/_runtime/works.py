@@ -24,7 +24,7 @@ _NO_FAILURES: Mapping[str, int] = {}
 class Counts:
     """What has happened so far."""
 
-    __slots__ = ("dead_lettered", "failed", "handled", "redelivered", "skipped_null", "unhandled")
+    __slots__ = ("dead_lettered", "failed", "handled", "not_addressed", "redelivered", "skipped_null", "unhandled")
 
     def __init__(self) -> None:
         self.handled = 0
@@ -33,6 +33,7 @@ class Counts:
         self.dead_lettered = 0
         self.unhandled = 0
         self.skipped_null = 0
+        self.not_addressed = 0
 
 
 class Work:
@@ -99,8 +100,16 @@ RELEASED = Verdict(released=True)
 
 
 def make_dead_letter(
-    delivery: Delivery, route: EventRoute, error: BaseException, handler: str | None = None, tries: int = 0
+    delivery: Delivery,
+    route: EventRoute,
+    error: BaseException,
+    handler: str | None = None,
+    tries: int = 0,
+    *,
+    group: str,
 ) -> Message:
     """The message that a dead-letter destination gets: the original, and what is known of its failure."""
-    letter = DeadLetter(error_text(error), handler, tries, delivery.source, delivery.position, utc_text(time.time()))
+    letter = DeadLetter(
+        error_text(error), handler, tries, delivery.source, delivery.position, utc_text(time.time()), group
+    )
     return Message(new_id(), route, delivery.payload, dead_letter_headers(delivery, letter), delivery.key)

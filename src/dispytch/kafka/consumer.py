@@ -56,6 +56,7 @@ class KafkaConsumer(Consumer):
 
     transport: ClassVar[str] = "kafka"
     features = FEATURES
+    acknowledges_in_order: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -185,6 +186,13 @@ class KafkaConsumer(Consumer):
 
     def backlog(self) -> int | None:
         return None if self._reader is None else self._reader.queued or None
+
+    def is_receiving(self) -> bool:
+        return self._reader is not None and self._reader.is_assigned
+
+    @property
+    def most_unsettled(self) -> int | None:
+        return self._max_uncommitted
 
     async def _close(self) -> None:
         reader, self._reader = self._reader, None

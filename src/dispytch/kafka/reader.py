@@ -133,6 +133,11 @@ class Reader:
             await self._waker.wait()
         return found
 
+    @property
+    def is_assigned(self) -> bool:
+        """Whether the group has told which partitions are ours."""
+        return self._assignment.is_known
+
     def done(self, deliveries: Iterable[Delivery]) -> None:
         """Notes that events need nothing more; stale ones are ignored."""
         count = 0

@@ -34,7 +34,7 @@ from dispytch.rabbitmq.batches import Batch
 from dispytch.rabbitmq.bindings import binding_key, check_name
 from dispytch.rabbitmq.intake import Intake, PikaIntake
 from dispytch.rabbitmq.producer import DEFAULT_EXCHANGE, FEATURES, Driver, RabbitMQProducer, check_driver, refuse_trio
-from dispytch.rabbitmq.properties import fitted
+from dispytch.rabbitmq.properties import fitted, with_exchange
 from dispytch.rabbitmq.routes import RabbitMQEventRoute, RabbitMQEventSubscription
 from dispytch.rabbitmq.source import Source
 from dispytch.rabbitmq.topology import Topology
@@ -180,6 +180,9 @@ class RabbitMQConsumer(Consumer):
         queue = declared.queue if isinstance(declared, RabbitMQEventSubscription) else None
         return RabbitMQEventRoute(f"{queue or self.group_id}.dead", "")
 
+    def dead_letter_source(self, topic: str) -> EventRoute | None:
+        return RabbitMQEventRoute(topic, "")  # the queue, however it is bound
+
     async def start(self, subscriptions: Sequence[Subscription] = ()) -> None:
         await anyio.lowlevel.checkpoint()
         wanted = tuple(subscriptions) or self._subscriptions or ()
@@ -243,6 +246,10 @@ class RabbitMQConsumer(Consumer):
         intake = self._intake
         return None if intake is None or intake.error is not None else len(intake.inbox) or None
 
+    @property
+    def most_unsettled(self) -> int | None:
+        return self.prefetch or _MOST_PREFETCH
+
     async def _close(self) -> None:
         intake, self._intake = self._intake, None
         if intake is not None:
@@ -264,7 +271,8 @@ class RabbitMQConsumer(Consumer):
         letters: list[Message] = []
         owners: list[Settlement] = []
         for settlement in settlements:
-            letters += [fitted(letter) for letter in settlement.dead_letters]
+            scope = settlement.delivery.scope
+            letters += [fitted(with_exchange(letter, scope)) for letter in settlement.dead_letters]
             owners += [settlement] * len(settlement.dead_letters)
         failed: dict[Settlement, DispytchError] = {}
         outcomes = await self._send(letters)

@@ -101,6 +101,9 @@ class _Sender(ProducerBase):
     def route_for(self, topic: str) -> EventRoute:
         return RabbitMQEventRoute(topic)
 
+    def route_back(self, source: str, scope: str | None) -> EventRoute:
+        return RabbitMQEventRoute(source, scope)
+
     def check(self, message: Message) -> None:
         check_message(message, self.exchange)
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from dispytch._core.deadletters import DEAD, SCOPE
 from dispytch.abc import Delivery, Message
 from dispytch.errors import EmitRejectedError
 from dispytch.rabbitmq.bindings import LONGEST_NAME
 from dispytch.rabbitmq.routes import RabbitMQEventConfig, RabbitMQEventRoute, Scope
 
-__all__ = ["LARGEST_HEADERS", "check_message", "delivery_of", "fitted", "properties_of", "target_of"]
+__all__ = [
+    "LARGEST_HEADERS",
+    "check_message",
+    "delivery_of",
+    "fitted",
+    "properties_of",
+    "target_of",
+    "with_exchange",
+]
 
 LARGEST_HEADERS = 64 * 1024
 """Bytes. The broker breaks off the whole connection where they do not fit into a frame, which is 128 KiB."""
@@ -125,6 +134,15 @@ def properties_of(message: Message) -> dict[str, Any]:
             if (given := getattr(config, field)) is not None:
                 found[field] = given
     return found
+
+
+def with_exchange(letter: Message, scope: Hashable) -> Message:
+    """A dead letter that tells by which exchange its original came, since the routing key alone leads nowhere."""
+    names = {name for name, _ in letter.headers}
+    if not isinstance(scope, Scope) or DEAD not in names or SCOPE in names:
+        return letter
+    headers = (*letter.headers, (SCOPE, scope.exchange.encode()))
+    return Message(letter.id, letter.route, letter.payload, headers, letter.key, letter.config)
 
 
 def fitted(message: Message) -> Message:

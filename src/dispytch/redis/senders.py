@@ -17,7 +17,7 @@ from dispytch.redis.blocking import BlockingDriver
 from dispytch.redis.loops import AsyncioDriver, LoopDriver, ThreadDriver
 from dispytch.redis.source import Source, import_redis, is_asyncio
 
-__all__ = ["LARGEST", "BlockingSender", "LoopSender", "Sender", "source_of"]
+__all__ = ["LARGEST", "BlockingSender", "LoopSender", "Sender", "current_loop", "source_of"]
 
 LARGEST = 512 * 1024 * 1024
 """Bytes: the server breaks off at longer arguments (``proto-max-bulk-len``)."""
@@ -25,7 +25,7 @@ LARGEST = 512 * 1024 * 1024
 _LOOP: anyio.lowlevel.RunVar[object] = anyio.lowlevel.RunVar("dispytch_redis_loop")
 
 
-def _current_loop() -> object:
+def current_loop() -> object:
     """Something that stands for the running loop."""
     try:
         return _LOOP.get()
@@ -105,7 +105,7 @@ class LoopSender(Sender, Producer):
         return batch.outcomes()
 
     async def stop(self) -> None:
-        if self._driver is not None and self._loop is _current_loop():
+        if self._driver is not None and self._loop is current_loop():
             await self._driver.stop()
         else:
             await anyio.lowlevel.checkpoint()
@@ -115,7 +115,7 @@ class LoopSender(Sender, Producer):
 
     def _here(self) -> LoopDriver:
         """The driver of the running loop."""
-        loop = _current_loop()
+        loop = current_loop()
         if self._driver is None or self._loop is not loop:
             is_trio = running_backend() == "trio"
             if is_trio and self._source.world == "asyncio":
