@@ -22,7 +22,8 @@ from dispytch.rabbitmq import (
     RabbitMQProducer,
 )
 from dispytch.rabbitmq.producer import Driver
-from tests.rabbitmq.helpers import Names, channel_to, count, drain, proxy_to, publish
+from tests.faults.proxy import proxy_to
+from tests.rabbitmq.helpers import Names, channel_to, count, drain, publish
 from tests.support import unique, until
 
 pytestmark = pytest.mark.anyio
