@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +20,16 @@ from dispytch.errors import EmitError, EmitManyError
 from dispytch.sync import EventEmitter
 from tests.faults.broker import Broker
 from tests.faults.ledger import Findings, Kind, Ledger, Life, check, read
+from tests.faults.result import Result
 from tests.faults.task import HEAD, Job, Mutation, Task, producer_for
 from tests.faults.worker import dispatcher_for, handle_with
 from tests.support import unique
 
-__all__ = ["LOOPS", "Result", "Rig", "Worker", "uncommitted"]
+__all__ = ["LOOPS", "Rig", "Worker", "uncommitted"]
 
 LOOPS = ("asyncio", "uvloop", "trio")
-PATIENCE = 60.0
-"""Seconds without any progress after which a run has come to a halt."""
 _PROJECT = Path(__file__).parents[2]
 _BATCH = 500
-
-
-@dataclass
-class Result:
-    """One line of the table.
-
-    Attributes:
-        faults: How often something failed.
-        bound: How many may be lost or repeated, if not 0.
-        problems: What is wrong; empty if the row is kept.
-    """
-
-    row: str
-    transport: str
-    events: int
-    faults: int
-    lost: int = 0
-    repeated: int = 0
-    bound: int | None = None
-    note: str = ""
-    problems: list[str] = field(default_factory=list)
 
 
 class Worker:
@@ -154,10 +132,18 @@ class Rig:
         seed: Decides on everything that is random.
         is_long: Whether the numbers are large.
         mutation: The mistake that workers are to make.
+        patience: Seconds without any progress after which a run has come to a halt.
     """
 
     def __init__(
-        self, broker: Broker, folder: Path, seed: int, *, is_long: bool = False, mutation: Mutation | None = None
+        self,
+        broker: Broker,
+        folder: Path,
+        seed: int,
+        *,
+        is_long: bool = False,
+        mutation: Mutation | None = None,
+        patience: float = 60.0,
     ) -> None:
         self.broker = broker
         self.transport = broker.transport
@@ -165,6 +151,7 @@ class Rig:
         self.seed = seed
         self.is_long = is_long
         self.mutation = mutation
+        self._patience = patience
         self.random = random.Random(f"{seed} {broker.transport}")
         self.topic, self.group = unique("faults").replace("-", ""), unique("group")
         self.positions: dict[str, tuple[int, int]] = {}
@@ -264,14 +251,14 @@ class Rig:
 
     def until(self, condition: Callable[[], object], *, alive: Worker | None = None) -> bool:
         """Waits for a condition of the progress; False if there was none for too long, or the worker has ended."""
-        seen, end = -1, time.monotonic() + PATIENCE
+        seen, end = -1, time.monotonic() + self._patience
         while True:
             self.progress.update()
             if condition():
                 return True
             total = sum(self.progress.started.values()) + len(self.progress.finished) + len(self.confirmed)
             if total != seen:
-                seen, end = total, time.monotonic() + PATIENCE
+                seen, end = total, time.monotonic() + self._patience
             if time.monotonic() > end or (alive is not None and not alive.is_alive):
                 return False
             time.sleep(0.004)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.faults.rig import Result, Rig, Worker, uncommitted
+from tests.faults.result import Result
+from tests.faults.rig import Rig, Worker, uncommitted
 from tests.faults.task import Task, Transport
 from tests.faults.worker import fails
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["ROWS", "TRANSPORTS", "Row"]
 
-_ALL: Sequence[Transport] = ("kafka", "rabbitmq", "redis")
+TRANSPORTS: Sequence[Transport] = ("kafka", "rabbitmq", "redis")
 _COMMIT_SECONDS = 1.5
 """After which a contiguous prefix that is done must have been committed on Kafka: a second, and some for the way."""
 _KAFKA = {"config": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 200, "group.instance.id": "worker"}}
@@ -28,7 +29,7 @@ class Row:
 
     name: str
     run: Callable[[Rig], Result]
-    transports: Sequence[Transport] = _ALL
+    transports: Sequence[Transport] = TRANSPORTS
 
 
 def _options(rig: Rig, prefetch: int = _PREFETCH) -> Mapping[str, Any]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.broker import Broker
-from tests.faults.rig import Result, Rig
+from tests.faults.result import RESULT
+from tests.faults.rig import Rig
 from tests.faults.rows import ROWS, Row
 from tests.faults.task import Transport
 
-RESULT = pytest.StashKey[Result]()
-IS_LONG = bool(os.environ.get("DISPYTCH_LONG"))
+IS_LONG = os.environ.get("DISPYTCH_LONG", "") not in ("", "0")
 
 pytestmark = pytest.mark.timeout(3600 if IS_LONG else 120)
 
