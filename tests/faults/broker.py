@@ -51,6 +51,8 @@ class Broker:
         if transport == "kafka":
             self._server = brokers.Kafka((listens, self.proxy.port))
         self._pid = 0
+        self._taken: dict[str, int] = {}
+        """How many dead letters were taken, of each topic of them on Kafka."""
         self.start()
         self._cluster: Cluster | None = None
 
@@ -129,8 +131,8 @@ class Broker:
         for done in self.cluster.admin.incremental_alter_configs([resource]).values():
             done.result(30)
 
-    def letters(self, topic: str, group: str) -> list[Job]:
-        """The events whose dead letters there are, one for each letter."""
+    def take_letters(self, topic: str, group: str) -> list[Job]:
+        """The events of the dead letters that were not taken yet, one for each letter."""
         found: list[bytes] = []
         name = f"{topic}.{group}.dead"
         if self.transport == "rabbitmq":
@@ -139,21 +141,23 @@ class Broker:
                     found.append(got[2])
         elif self.transport == "redis":
             with self.redis() as client:
-                if client.type(name) == b"stream":
-                    found = [fields[b"data"] for _, fields in client.xrange(name)]
+                found = [fields[b"data"] for _, fields in client.xrange(name)]
+                client.delete(name)
         else:
-            found = [message.value() for message in self.cluster.read(name, self._length(name))]
+            end = self._length(name)
+            found = [message.value() for message in self.cluster.read(name, end)][self._taken.get(name, 0) :]
+            self._taken[name] = end
         return [Job.model_validate(JSONDeserializer().deserialize(payload)) for payload in found]
 
     def count_letters(self, topic: str, group: str) -> int:
-        """How many dead letters there are."""
+        """How many dead letters there are that were not taken yet."""
         if self.transport == "rabbitmq":
             with channel_to(self.url) as channel:
                 return int(channel.queue_declare(f"{group}.dead", passive=True).method.message_count)
         if self.transport == "redis":
             with self.redis() as client:
                 return int(client.xlen(f"{topic}.{group}.dead"))
-        return self._length(f"{topic}.{group}.dead")
+        return self._length(f"{topic}.{group}.dead") - self._taken.get(f"{topic}.{group}.dead", 0)
 
     def _length(self, name: str) -> int:
         confluent: Any = import_module("confluent_kafka")

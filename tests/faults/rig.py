@@ -107,6 +107,11 @@ class Progress:
         self.started: dict[int, int] = {}
         """How many handlers have begun, by process."""
         self.finished: set[str] = set()
+        self._failed: dict[int, int] = {}
+
+    def failed(self, pid: int) -> int:
+        """How many handlers of a process have raised."""
+        return self._failed.get(pid, 0)
 
     def update(self) -> None:
         for file in self._folder.glob("worker-*.ledger"):
@@ -121,6 +126,8 @@ class Progress:
                     self.started[pid] = self.started.get(pid, 0) + 1
                 elif kind == Kind.FINISHED:
                     self.finished.add(event)
+                elif kind == Kind.FAILED:
+                    self._failed[pid] = self._failed.get(pid, 0) + 1
 
 
 class Rig:
@@ -263,6 +270,10 @@ class Rig:
                 return False
             time.sleep(0.004)
 
+    def until_ready(self, worker: Worker) -> bool:
+        """Waits until a worker has its connection."""
+        return self.until(lambda: "is ready" in worker.log, alive=worker)
+
     def until_started(self, number: int, worker: Worker) -> bool:
         """Waits until a worker has begun with so many handlers."""
         return self.until(lambda: self.started(worker) >= number, alive=worker)
@@ -289,8 +300,8 @@ class Rig:
         return read(self.folder)
 
     def note_letters(self) -> None:
-        """Notes what is at the dead-letter destination."""
-        for job in self.broker.letters(self.topic, self.group):
+        """Notes what is new at the dead-letter destination."""
+        for job in self.broker.take_letters(self.topic, self.group):
             self._ledger.note(Kind.DEAD_LETTERED, job.name, job.key, job.sequence)
 
     def finish(
