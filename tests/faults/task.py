@@ -49,6 +49,7 @@ class Task:
         failing: The share of the events whose handler always raises.
         head: Seconds for events whose key is `HEAD`.
         blocks: Whether the handler of such an event blocks the loop, instead of waiting.
+        stay: Seconds after which it leaves the group and joins again at once; 0 to stay.
         options: Further ones of the transport's consumer.
         mutation: The mistake to make, as a proof that it would be found.
     """
@@ -67,6 +68,7 @@ class Task:
     failing: float = 0.0
     head: float = 0.0
     blocks: bool = False
+    stay: float = 0.0
     max_deliveries: int = 1
     drain_timeout: float = 30.0
     options: Mapping[str, Any] = field(default_factory=dict)

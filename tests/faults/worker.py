@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -76,13 +77,38 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     if task.mutation is not None:
         mutate(task.mutation)
+    ledger = Ledger(Path(task.folder), "worker")
     dispatcher = dispatcher_for(task)
-    handle_with(dispatcher, task, Ledger(Path(task.folder), "worker"))
+    handle_with(dispatcher, task, ledger)
     if not os.read(0, 1):
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()
     backend: Literal["asyncio", "trio"] = "trio" if task.loop == "trio" else "asyncio"
-    dispatcher.run(backend, use_uvloop=task.loop == "uvloop")
+    if task.stay:
+        options = {"use_uvloop": True} if task.loop == "uvloop" else {}
+        anyio.run(_come_and_go, task, ledger, backend=backend, backend_options=options)
+    else:
+        dispatcher.run(backend, use_uvloop=task.loop == "uvloop")
+
+
+async def _come_and_go(task: Task, ledger: Ledger) -> None:
+    """Leaves the group and joins it again, until a signal comes."""
+    stopping = anyio.Event()
+
+    async def watch() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                stopping.set()
+                return
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        while not stopping.is_set():
+            dispatcher = dispatcher_for(task)
+            handle_with(dispatcher, task, ledger)
+            async with dispatcher.lifespan():
+                with anyio.move_on_after(task.stay):
+                    await stopping.wait()
 
 
 if __name__ == "__main__":
