@@ -199,6 +199,7 @@ def broker_killed(rig: Rig) -> Result:
     rig.declare(task)
     worker = rig.worker(task, loop=rig.seed)
     worker.go()
+    rig.until_ready(worker)  # a first connection that fails ends it, as it should
     with _emitting(rig, rig.events):
         for number in range(kills):
             wanted = rig.events * (number + 1) // (kills + 1)
