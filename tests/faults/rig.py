@@ -158,7 +158,7 @@ class Rig:
         self.seed = seed
         self.is_long = is_long
         self.mutation = mutation
-        self._patience = patience
+        self.patience = patience
         self.random = random.Random(f"{seed} {broker.transport}")
         self.topic, self.group = unique("faults").replace("-", ""), unique("group")
         self.positions: dict[str, tuple[int, int]] = {}
@@ -258,14 +258,14 @@ class Rig:
 
     def until(self, condition: Callable[[], object], *, alive: Worker | None = None) -> bool:
         """Waits for a condition of the progress; False if there was none for too long, or the worker has ended."""
-        seen, end = -1, time.monotonic() + self._patience
+        seen, end = -1, time.monotonic() + self.patience
         while True:
             self.progress.update()
             if condition():
                 return True
             total = sum(self.progress.started.values()) + len(self.progress.finished) + len(self.confirmed)
             if total != seen:
-                seen, end = total, time.monotonic() + self._patience
+                seen, end = total, time.monotonic() + self.patience
             if time.monotonic() > end or (alive is not None and not alive.is_alive):
                 return False
             time.sleep(0.004)

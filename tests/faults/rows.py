@@ -396,7 +396,7 @@ def _check_held(rig: Rig, result: Result, unwritten: set[str]) -> None:
 
 
 def _take_letters(rig: Rig, number: int, worker: Worker) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + rig.patience
     while worker.is_alive and time.monotonic() < end and rig.broker.count_letters(rig.topic, rig.group) < number:
         time.sleep(0.05)
     rig.note_letters()
