@@ -4,8 +4,10 @@
 
     python -m tests.faults [--transport NAME]... [--row NAME]... [--long] [--seed N] [--output FILE] [for pytest]
     python -m tests.faults --mutations
+    python -m tests.faults [--soak SECONDS] [--backlog EVENTS] [--transport NAME]...
 
-With ``--mutations`` workers make mistakes on purpose, and the rows must find them.
+With ``--mutations`` workers make mistakes on purpose, and the rows must find them. ``--soak`` has random faults happen
+for so long, ``--backlog`` puts so many events before a slow handler; both watch what the worker's process holds.
 """
 
 from __future__ import annotations
@@ -14,12 +16,19 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Generator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.faults.result import RESULT, Result
+
+if TYPE_CHECKING:
+    from tests.faults.rig import Rig
+    from tests.faults.task import Transport
 
 
 class Recorder:
@@ -71,6 +80,34 @@ def _cells(result: Result) -> list[str]:
     return [result.row, result.transport, *map(str, numbers), bound, result.note]
 
 
+def _watch(
+    recorder: Recorder, transports: Sequence[Transport], seconds: float | None, events: int | None, seed: int
+) -> None:
+    """Soaks, and puts a queue before a worker, for each transport."""
+    # Not before pytest has had its chance to rewrite the assertions of what these import.
+    from tests.faults.broker import running
+    from tests.faults.rig import Rig
+    from tests.faults.soak import backlog, soak
+
+    def watch(transport: Transport, run: Callable[[Rig], Result]) -> None:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, running(transport, Path(folder, "broker")) as broker:
+            (ledgers := Path(folder, "ledgers")).mkdir()
+            rig = Rig(broker, ledgers, seed)
+            try:
+                result = run(rig)
+            finally:
+                rig.close()
+        print("\n".join(result.problems))
+        recorder.lines.append((result.row, result, not result.problems, time.monotonic() - began))
+
+    for transport in transports:
+        if seconds is not None:
+            watch(transport, lambda rig: soak(rig, seconds))
+        if events is not None:
+            watch(transport, lambda rig: backlog(rig, events))
+
+
 def main() -> int:
     """Runs it; the exit code is 0 if everything passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="What is lost when something fails.")
@@ -81,6 +118,8 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="100,000 events, as DISPYTCH_LONG=1 has it")
     parser.add_argument("--seed", type=int, help="decides on all that is random; printed at the end")
     parser.add_argument("--mutations", action="store_true", help="only the mistakes that rows must find")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="random faults for so long, for each transport")
+    parser.add_argument("--backlog", type=int, metavar="EVENTS", help="so many events before a slow handler")
     parser.add_argument("--output", type=Path, help="write the table to this file, too")
     options, rest = parser.parse_known_args()
     if options.long:
@@ -88,8 +127,14 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.randrange(1_000_000)
     os.environ["DISPYTCH_FAULTS_SEED"] = str(seed)
     recorder = Recorder(options.transport, options.row)
-    tests = Path(__file__).with_name("test_mutations.py" if options.mutations else "test_faults.py")
-    code = pytest.main([str(tests), "-q", "--require-brokers", "-p", "no:cacheprovider", *rest], plugins=[recorder])
+    if options.soak is not None or options.backlog is not None:
+        _watch(recorder, options.transport or ("kafka", "rabbitmq", "redis"), options.soak, options.backlog, seed)
+        code = not all(passed for _, _, passed, _ in recorder.lines)
+    else:
+        tests = Path(__file__).with_name("test_mutations.py" if options.mutations else "test_faults.py")
+        code = bool(
+            pytest.main([str(tests), "-q", "--require-brokers", "-p", "no:cacheprovider", *rest], plugins=[recorder])
+        )
     passed = sum(passed for _, _, passed, _ in recorder.lines)
     seconds = sum(seconds for *_, seconds in recorder.lines)
     summary = f"{recorder.table()}\n\n{passed} of {len(recorder.lines)} passed, in {seconds:.0f} s. Seed {seed}.\n"

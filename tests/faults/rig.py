@@ -6,12 +6,13 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -25,11 +26,19 @@ from tests.faults.task import HEAD, Job, Mutation, Task, producer_for
 from tests.faults.worker import dispatcher_for, handle_with
 from tests.support import unique
 
-__all__ = ["LOOPS", "Rig", "Worker", "uncommitted"]
+__all__ = ["LOOPS", "Emitting", "Rig", "Usage", "Worker", "uncommitted"]
 
 LOOPS = ("asyncio", "uvloop", "trio")
 _PROJECT = Path(__file__).parents[2]
 _BATCH = 500
+
+
+class Usage(NamedTuple):
+    """What a process holds: memory in MiB, threads, and open files."""
+
+    memory: float
+    threads: int
+    files: int
 
 
 class Worker:
@@ -66,6 +75,14 @@ class Worker:
         """What it has used of a processor so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def usage(self) -> Usage:
+        """What it holds now."""
+        process = Path(f"/proc/{self.pid}")
+        pages = int((process / "statm").read_text().split()[1])
+        threads, files = (len(list((process / name).iterdir())) for name in ("task", "fd"))
+        return Usage(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, threads, files)
 
     def go(self) -> None:
         assert self._process.stdin is not None
@@ -335,6 +352,35 @@ class Rig:
         if found.overlaps:
             result.problems.append(f"{len(found.overlaps)} overlaps of a key, such as {found.overlaps[:5]}")
         return found
+
+
+class Emitting:
+    """Emits events in a thread as long as the block runs, until so many are confirmed; some may fail.
+
+    Args:
+        each: How many are emitted at once.
+        pause: Seconds between two of these.
+    """
+
+    def __init__(self, rig: Rig, number: int, *, each: int = 50, pause: float = 0.02) -> None:
+        self._rig, self._number, self._each, self._pause = rig, number, each, pause
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._emit)
+
+    def _emit(self) -> None:
+        first = 0
+        while len(self._rig.confirmed) < self._number and not self._is_over.is_set():
+            # Emitted once each, so that what has its confirmation lost is never told from what was never sent.
+            self._rig.emit(self._rig.jobs(self._each, first=first), timeout=5.0, may_fail=True)
+            first += self._each
+            self._is_over.wait(self._pause)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
 
 
 def uncommitted(life: Life, positions: Mapping[str, tuple[int, int]], until: float) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.faults.result import Result
-from tests.faults.rig import Rig, Worker, uncommitted
+from tests.faults.rig import Emitting, Rig, Worker, uncommitted
 from tests.faults.task import Job, Task, Transport
 from tests.faults.worker import fails
 
-__all__ = ["ROWS", "TRANSPORTS", "Row"]
+__all__ = ["HALF_OPEN", "ROWS", "TRANSPORTS", "Row"]
 
 TRANSPORTS: Sequence[Transport] = ("kafka", "rabbitmq", "redis")
 _COMMIT_SECONDS = 1.5
@@ -155,7 +154,7 @@ def cut(rig: Rig) -> Result:
     return result
 
 
-_HALF_OPEN: Mapping[Transport, tuple[str, float]] = {
+HALF_OPEN: Mapping[Transport, tuple[str, float]] = {
     "rabbitmq": ("?heartbeat=1", 3.0),
     "kafka": ("?socket.timeout.ms=1000&session.timeout.ms=3000&heartbeat.interval.ms=1000", 3.0),
     "redis": ("", 6.5),
@@ -169,7 +168,7 @@ of Streams is given up after 5.5 s, which nobody can choose: that once, and anot
 
 def half_open(rig: Rig) -> Result:
     """Nothing is heard from the broker any more, not even its end: the consumer is back within three heartbeats."""
-    query, limit = _HALF_OPEN[rig.transport]
+    query, limit = HALF_OPEN[rig.transport]
     rounds, each = 5 if rig.is_long else 1, 50
     task = rig.task(url=rig.through_proxy(query), shortest=0.001, longest=0.01)
     rig.declare(task)
@@ -200,7 +199,7 @@ def broker_killed(rig: Rig) -> Result:
     worker = rig.worker(task, loop=rig.seed)
     worker.go()
     rig.until_ready(worker)  # a first connection that fails ends it, as it should
-    with _emitting(rig, rig.events):
+    with Emitting(rig, rig.events):
         for number in range(kills):
             wanted = rig.events * (number + 1) // (kills + 1)
             rig.until_confirmed(wanted, worker)
@@ -211,30 +210,6 @@ def broker_killed(rig: Rig) -> Result:
     result = _result(rig, "broker killed and restarted", kills)
     rig.finish(result, worker)
     return result
-
-
-class _emitting:
-    """Emits events in a thread until so many are confirmed, as long as the block runs."""
-
-    def __init__(self, rig: Rig, number: int, *, each: int = 50, pause: float = 0.02) -> None:
-        self._rig, self._number, self._each, self._pause = rig, number, each, pause
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._emit)
-
-    def _emit(self) -> None:
-        first = 0
-        while len(self._rig.confirmed) < self._number and not self._is_over.is_set():
-            # Emitted once each, so that what has its confirmation lost is never told from what was never sent.
-            self._rig.emit(self._rig.jobs(self._each, first=first), timeout=5.0, may_fail=True)
-            first += self._each
-            self._is_over.wait(self._pause)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._is_over.set()
-        self._thread.join()
 
 
 # --- Kafka
@@ -252,7 +227,7 @@ def rebalanced(rig: Rig) -> Result:
         worker.go()
         rig.until_ready(worker)
     halts = [0.0]
-    with _emitting(rig, 1_000_000, each=40, pause=0.1):
+    with Emitting(rig, 1_000_000, each=40, pause=0.1):
         end, seen = time.monotonic() + seconds, (0, time.monotonic())
         while (now := time.monotonic()) < end:
             rig.progress.update()
