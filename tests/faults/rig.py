@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +22,21 @@ from tests.faults.broker import Broker
 from tests.faults.ledger import Findings, Kind, Ledger, Life, check, read
 from tests.faults.result import Result
 from tests.faults.task import HEAD, Job, Mutation, Task, producer_for
-from tests.faults.worker import dispatcher_for, handle_with
+from tests.faults.worker import dispatcher_for, handle_with, work_at_word
 from tests.support import unique
 
 __all__ = ["LOOPS", "Emitting", "Rig", "Usage", "Worker", "uncommitted"]
 
 LOOPS = ("asyncio", "uvloop", "trio")
-_PROJECT = Path(__file__).parents[2]
 _BATCH = 500
+
+
+# A server that has imported everything forks the workers: importing would take a second of a processor for each.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    ["tests.faults.worker", "confluent_kafka", "pika", "redis.asyncio", "trio", "uvloop"]
+    + [f"dispytch.{name}" for name in ("kafka", "rabbitmq", "redis")]
+)
 
 
 class Usage(NamedTuple):
@@ -51,16 +57,13 @@ class Worker:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._log = Path(task.folder, f"{unique('worker')}.log")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.worker", task.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=_PROJECT,
-                env={**os.environ, "PYTHONPATH": str(_PROJECT / "src")},
-            )
-        self.pid = self._process.pid
+        self._log.touch()
+        heard, self._word = _processes.Pipe(duplex=False)
+        self._process = _processes.Process(target=work_at_word, args=(task, str(self._log), heard))
+        self._process.start()
+        heard.close()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
 
     @property
     def log(self) -> str:
@@ -68,7 +71,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.is_alive()
 
     @property
     def cpu_seconds(self) -> float:
@@ -85,9 +88,7 @@ class Worker:
         return Usage(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, threads, files)
 
     def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
+        self._word.send_bytes(b"go")
 
     def kill(self) -> None:
         self._process.kill()
@@ -99,19 +100,16 @@ class Worker:
     def stop(self, seconds: float = 45.0) -> int:
         """Has it drain and end; its exit code, or that of a kill if it does not end in time."""
         self.ask_to_stop()
-        return self.wait(seconds)
-
-    def wait(self, seconds: float) -> int:
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
+        self._process.join(seconds)
+        if self._process.is_alive():
             self._process.kill()
         return self._end()
 
     def _end(self) -> int:
-        code = self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._process.join()
+        self._word.close()
+        code = self._process.exitcode
+        assert code is not None
         return code
 
 

@@ -67,7 +67,7 @@ def killed(rig: Rig) -> Result:
         wanted = 1 if by_time else rig.random.randint(share // 2, share)
         rig.until_started(wanted, worker)
         if by_time:
-            time.sleep(rig.random.uniform(1.6, 2.2))
+            time.sleep(rig.random.uniform(1.4, 1.8))
         killed_at = time.monotonic()
         worker.kill()
         if by_time:

@@ -106,7 +106,7 @@ _FAULTS: Sequence[Callable[[Rig, Task, list[Worker]], None]] = (
 
 def backlog(rig: Rig, number: int, seconds: float = 20.0) -> Result:
     """A slow handler with a long queue before it: what its process holds does not depend on how long that is."""
-    task = rig.task(shortest=0.05, longest=0.2)
+    task = rig.task(shortest=0.05, longest=0.2, concurrency=20)
     rig.declare(task)
     rig.emit(rig.jobs(number, keys=1000))
     worker = rig.worker(task, loop=rig.seed)

@@ -1,10 +1,10 @@
-"""What a worker process is to do, as it travels on its command line, and the event that it handles."""
+"""What a worker process is to do, and the event that it handles."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from dispytch import EventBase
@@ -74,11 +74,9 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     mutation: Mutation | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Orders from a command line."""
         return cls(**json.loads(text))
 
     def consumer(self) -> Consumer:

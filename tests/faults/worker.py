@@ -1,11 +1,8 @@
 """A process that handles events until a signal comes, and notes in a ledger what it does.
 
-::
+By hand, with a `Task` in JSON::
 
     python -m tests.faults.worker TASK
-
-``TASK`` is a `Task` in JSON. It starts at the first byte on its standard input, so that a worker can be made in
-advance, and ends at once when that closes, so that none outlives its parent.
 """
 
 from __future__ import annotations
@@ -17,6 +14,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -67,27 +66,41 @@ def handle_with(dispatcher: EventDispatcher, task: Task, ledger: Ledger) -> None
         ledger.note(Kind.FINISHED, job.name, job.key, job.sequence)
 
 
-def _end_with_parent() -> None:
-    if not os.read(0, 1):
-        os._exit(3)
+def work_at_word(task: Task, log: str, word: Connection) -> None:
+    """What a child process does: the same, with its output in ``log``, once something comes through the pipe.
+
+    It ends at once when that closes, so that no worker outlives its parent.
+    """
+    with open(log, "wb") as output:
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+    try:
+        word.recv_bytes()
+    except EOFError:
+        return
+    threading.Thread(target=_end_with_parent, args=[word], daemon=True).start()
+    work(task)
 
 
-def main() -> None:
-    task = Task.from_json(sys.argv[1])
+def _end_with_parent(word: Connection) -> None:
+    with suppress(EOFError):
+        word.recv_bytes()
+    os._exit(3)
+
+
+def work(task: Task) -> None:
+    """Handles events until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     if task.mutation is not None:
         mutate(task.mutation)
     ledger = Ledger(Path(task.folder), "worker")
-    dispatcher = dispatcher_for(task)
-    handle_with(dispatcher, task, ledger)
-    if not os.read(0, 1):
-        return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     backend: Literal["asyncio", "trio"] = "trio" if task.loop == "trio" else "asyncio"
     if task.stay:
         options = {"use_uvloop": True} if task.loop == "uvloop" else {}
         anyio.run(_come_and_go, task, ledger, backend=backend, backend_options=options)
     else:
+        dispatcher = dispatcher_for(task)
+        handle_with(dispatcher, task, ledger)
         dispatcher.run(backend, use_uvloop=task.loop == "uvloop")
 
 
@@ -112,4 +125,4 @@ async def _come_and_go(task: Task, ledger: Ledger) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work(Task.from_json(sys.argv[1]))
