@@ -236,6 +236,30 @@ async def test_one_key_stays_in_order(names: Names, driver: Driver | None) -> No
     assert all(numbers == sorted(numbers) for numbers in seen.values())
 
 
+async def test_what_waits_here_when_the_connection_breaks_is_not_handled(names: Names, driver: Driver | None) -> None:
+    """The broker delivers it again, and once is enough."""
+    gate = anyio.Event()
+    seen: Counter[int] = Counter()
+    with proxy_to(names.url) as proxy:
+        dispatcher = dispatcher_of(names, driver, proxy.url, concurrency=1, own={"prefetch": 10})
+
+        @dispatcher.handler(Paid)
+        async def on_paid(event: Event[Paid]) -> None:
+            await gate.wait()
+            seen[event.body.number] += 1
+
+        async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
+            await emitter.emit_many([Paid(order=str(n), number=n) for n in range(10)])
+            await until(lambda: dispatcher.health().queued == 9)
+            proxy.cut()
+            await until(lambda: not dispatcher.health().connected)
+            gate.set()
+            await until(lambda: len(seen) == 10)
+            await until(lambda: dispatcher.health().connected and count(names.url, names.queue) == 0)
+            await dispatcher.idle()
+    assert seen == Counter(dict.fromkeys(range(10), 1)) | Counter({0: 2})
+
+
 async def test_nothing_is_lost_when_the_connection_breaks(
     names: Names, driver: Driver | None, caplog: pytest.LogCaptureFixture
 ) -> None:
