@@ -55,7 +55,7 @@ def killed(rig: Rig) -> Result:
     kills = 10
     # Kafka commits every second: what a process that lives for less has done comes again.
     by_time = rig.transport == "kafka"
-    task = rig.task(options=_options(rig), shortest=0.05 if by_time else 0.01, longest=0.5 if by_time else 0.1)
+    task = rig.task(options=_options(rig), shortest=0.03 if by_time else 0.01, longest=0.35 if by_time else 0.1)
     rig.declare(task)
     rig.emit(rig.jobs(rig.events))
     bound = 0
