@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import selectors
-import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pika
@@ -85,89 +83,6 @@ def our_threads() -> list[str]:
     """The threads of RabbitMQ that the test has."""
     running = set(threading.enumerate()) - earlier_threads
     return [thread.name for thread in running if thread.name.startswith("dispytch rabbitmq")]
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2].partition("/")[0])
-
-
-class Proxy:
-    """A TCP proxy before the broker, whose connections can be cut, or frozen half-open."""
-
-    def __init__(self, url: str) -> None:
-        self._target = ("127.0.0.1", port_of(url))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.setblocking(False)
-        self.url = f"amqp://guest:guest@127.0.0.1:{self._listener.getsockname()[1]}/"
-        self.accepted = 0
-        self.frozen = False
-        self._pairs: dict[socket.socket, socket.socket] = {}
-        self._swallowed: dict[socket.socket, socket.socket] = {}
-        self._lock = threading.Lock()
-        self._ended = False
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while not self._ended:
-            with self._lock, selectors.DefaultSelector() as selector:
-                selector.register(self._listener, selectors.EVENT_READ)
-                if not self.frozen:
-                    for one in self._pairs:
-                        selector.register(one, selectors.EVENT_READ)
-                for key, _ in selector.select(0.01):
-                    self._handle(key.fileobj)
-
-    def _handle(self, ready: Any) -> None:
-        if ready is self._listener:
-            client, _ = self._listener.accept()
-            server = socket.create_connection(self._target)
-            client.setblocking(True)
-            self._pairs |= {client: server, server: client}
-            self.accepted += 1
-        elif (other := self._pairs.get(ready)) is not None:
-            try:
-                data = ready.recv(65536)
-                other.sendall(data)
-            except OSError:
-                data = b""
-            if not data:
-                self._close(ready, other)
-
-    def _close(self, *sockets: socket.socket) -> None:
-        for one in sockets:
-            self._pairs.pop(one, None)
-            one.close()
-
-    def cut(self) -> None:
-        """Closes all connections."""
-        with self._lock:
-            for one in list(self._pairs):
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-            self._close(*self._pairs)
-
-    def swallow(self) -> None:
-        """Has the connections that there are hear and say nothing any more; new ones work."""
-        with self._lock:
-            self._swallowed |= self._pairs
-            self._pairs = {}
-
-    def close(self) -> None:
-        self._ended = True
-        self._thread.join()
-        self.cut()
-        self._close(*self._swallowed)
-        self._listener.close()
-
-
-@contextmanager
-def proxy_to(url: str) -> Iterator[Proxy]:
-    proxy = Proxy(url)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
 
 
 class Names:

@@ -27,7 +27,8 @@ from dispytch.errors import (
 from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, RabbitMQProducer
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
-from tests.rabbitmq.helpers import Names, count, drain, message, our_threads, proxy_to
+from tests.faults.proxy import proxy_to
+from tests.rabbitmq.helpers import Names, count, drain, message, our_threads
 from tests.support import blocking_until, closed_port
 
 PROJECT = Path(__file__).parents[2]

@@ -15,6 +15,7 @@ from dispytch.abc import Delivery, EventSubscription, Message, Outcome, Settleme
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.rabbitmq import RabbitMQConsumer, RabbitMQEventRoute, RabbitMQEventSubscription
 from dispytch.rabbitmq.producer import Driver
+from tests.faults.proxy import proxy_to
 from tests.rabbitmq.helpers import (
     Names,
     ack,
@@ -24,7 +25,6 @@ from tests.rabbitmq.helpers import (
     exists,
     is_trio,
     our_threads,
-    proxy_to,
     publish,
     subscribe,
 )

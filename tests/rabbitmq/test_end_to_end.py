@@ -22,7 +22,8 @@ from dispytch.rabbitmq import (
     RabbitMQProducer,
 )
 from dispytch.rabbitmq.producer import Driver
-from tests.rabbitmq.helpers import Names, channel_to, count, drain, proxy_to, publish
+from tests.faults.proxy import proxy_to
+from tests.rabbitmq.helpers import Names, channel_to, count, drain, publish
 from tests.support import unique, until
 
 pytestmark = pytest.mark.anyio
@@ -233,6 +234,30 @@ async def test_one_key_stays_in_order(names: Names, driver: Driver | None) -> No
         await emitter.emit_many([Paid(order=str(number % 16), number=number) for number in range(400)])
         await until(lambda: sum(map(len, seen.values())) == 400)
     assert all(numbers == sorted(numbers) for numbers in seen.values())
+
+
+async def test_what_waits_here_when_the_connection_breaks_is_not_handled(names: Names, driver: Driver | None) -> None:
+    """The broker delivers it again, and once is enough."""
+    gate = anyio.Event()
+    seen: Counter[int] = Counter()
+    with proxy_to(names.url) as proxy:
+        dispatcher = dispatcher_of(names, driver, proxy.url, concurrency=1, own={"prefetch": 10})
+
+        @dispatcher.handler(Paid)
+        async def on_paid(event: Event[Paid]) -> None:
+            await gate.wait()
+            seen[event.body.number] += 1
+
+        async with dispatcher.lifespan(), emitter_of(names, driver) as emitter:
+            await emitter.emit_many([Paid(order=str(n), number=n) for n in range(10)])
+            await until(lambda: dispatcher.health().queued == 9)
+            proxy.cut()
+            await until(lambda: not dispatcher.health().connected)
+            gate.set()
+            await until(lambda: len(seen) == 10)
+            await until(lambda: dispatcher.health().connected and count(names.url, names.queue) == 0)
+            await dispatcher.idle()
+    assert seen == Counter(dict.fromkeys(range(10), 1)) | Counter({0: 2})
 
 
 async def test_nothing_is_lost_when_the_connection_breaks(

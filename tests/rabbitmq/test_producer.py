@@ -21,18 +21,8 @@ from dispytch.errors import (
 )
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
 from dispytch.rabbitmq.producer import Driver
-from tests.rabbitmq.helpers import (
-    Names,
-    Proxy,
-    channel_to,
-    count,
-    drain,
-    exists,
-    is_trio,
-    message,
-    our_threads,
-    proxy_to,
-)
+from tests.faults.proxy import Proxy, proxy_to
+from tests.rabbitmq.helpers import Names, channel_to, count, drain, exists, is_trio, message, our_threads
 from tests.support import closed_port, unique, until
 
 pytestmark = pytest.mark.anyio

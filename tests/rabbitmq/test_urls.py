@@ -18,7 +18,8 @@ from dispytch.rabbitmq.source import Source
 from tests import brokers
 from tests.brokers import Running
 from tests.certificates import Certificates
-from tests.rabbitmq.helpers import message, port_of, proxy_to
+from tests.faults.proxy import port_of, proxy_to
+from tests.rabbitmq.helpers import message
 from tests.support import CANARY, closed_port, texts
 
 

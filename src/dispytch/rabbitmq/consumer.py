@@ -232,6 +232,11 @@ class RabbitMQConsumer(Consumer):
             await intake.settle([tag for settlement, tag in with_letters if settlement not in failed], [])
         return list(failed.items())
 
+    def is_stale(self, delivery: Delivery) -> bool:
+        # Of a channel that is lost: the broker has put it back already.
+        intake = self._intake
+        return intake is None or intake.error is not None or delivery.token[0] is not intake
+
     async def stop(self) -> None:
         self._subscriptions = None
         await self._close()

@@ -13,6 +13,7 @@ import pytest
 from dispytch.abc import Outcome
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError
 from dispytch.redis import RedisStreamConsumer
+from tests.faults.proxy import proxy_to
 from tests.redis.helpers import client_of, fake_server, is_trio, reader_threads, unique, until
 from tests.redis.streams.helpers import (
     GROUP,
@@ -412,6 +413,28 @@ async def test_a_connection_that_died_half_way(monkeypatch: pytest.MonkeyPatch, 
             await consumer.receive(1)
         await consumer.stop()
     assert reader_threads() == []
+
+
+async def test_a_dead_connection_is_not_waited_for_once_more(
+    redis_url: str, client: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has the reader's connection die half-way has that of the acknowledgements die too, most often."""
+    monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.1)
+    monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.05)
+    stream = unique()
+    subscriptions = [subscription(stream, f"{stream}.dead")]
+    with proxy_to(redis_url) as proxy:
+        consumer = consumer_of(proxy.url, driver=driver)
+        await consumer.start(subscriptions)
+        proxy.swallow()
+        with anyio.fail_after(5), pytest.raises(BrokerUnreachableError, match="not answered"):
+            await consumer.receive(1)
+        fill(client, stream, 1)
+        with anyio.fail_after(3):
+            await consumer.start(subscriptions)
+            assert not await consumer.settle(settled(await take(consumer, 1)))
+        assert pending(client, stream) == 0
+        await consumer.stop()
 
 
 async def test_a_loop_that_is_held_up_is_not_taken_for_a_lost_connection(

@@ -150,9 +150,12 @@ class RedisStreamConsumer(Consumer):
         for item in wanted:
             stream = Stream(item.pattern.source, self._origin)
             group.streams[stream.key] = known.get(stream.key, stream)
+        was_lost = self._reader is None
         await self._close_reader()
         if self._control is None:
             self._control = Control(lambda: self._wire("settler"))
+        elif was_lost:  # and so may this one be, which only a time-out would tell
+            await self._control.close()
         await self._control.open()
         await self._check_dead_letters(self._control, wanted)
         wire, address = self._wire("reader"), self._source.address
