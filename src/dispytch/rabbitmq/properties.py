@@ -19,6 +19,8 @@ LARGEST_HEADERS = 64 * 1024
 """Bytes. The broker breaks off the whole connection where they do not fit into a frame, which is 128 KiB."""
 
 _LONGEST_HEADER_NAME = 128
+_LONGEST_EXPIRATION = 2**32 - 1
+"""Milliseconds; the broker closes the channel at more."""
 _AS_PROPERTIES = {
     "content-type": "content_type",
     "content-encoding": "content_encoding",
@@ -59,8 +61,11 @@ def check_message(message: Message, exchange: str) -> None:
             raise EmitRejectedError(f"priority={config.priority} is not from 0 to 255")
         if config.delivery_mode not in (1, 2):
             raise EmitRejectedError(f"delivery_mode={config.delivery_mode} is neither 1 nor 2 (persistent)")
-        if config.expiration is not None and int(_expiration(config.expiration)) < 0:
-            raise EmitRejectedError("expiration is negative; give the seconds after which the message is dropped")
+        if config.expiration is not None and not _is_expiration(config.expiration):
+            raise EmitRejectedError(
+                f"expiration is not from 0 to {_LONGEST_EXPIRATION // 1000} seconds; give the seconds after which the "
+                "message is dropped"
+            )
     size = 0
     for header, value in message.headers:
         length = len(header.encode("utf-8", "replace"))
@@ -90,6 +95,11 @@ def _check_short(text: str, what: str) -> None:
         raise EmitRejectedError(
             f"the {what} {text[:50]!r}... has {size} bytes, and RabbitMQ takes {LONGEST_NAME} at most; shorten it"
         )
+
+
+def _is_expiration(value: float | timedelta) -> bool:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return 0 <= seconds * 1000 <= _LONGEST_EXPIRATION  # false for what is no number, too
 
 
 def _expiration(value: float | timedelta) -> str:
