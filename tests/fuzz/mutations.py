@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from dispytch import EventBase
 from dispytch._core.emitting import MessageFactory
@@ -32,9 +32,9 @@ class Order(EventBase):
 
     order: str
     amount: float
-    lines: list[Line] = []
+    lines: list[Line] = Field(default_factory=list)
     note: str | None = None
-    tags: dict[str, int] = {}
+    tags: dict[str, int] = Field(default_factory=dict)
 
 
 GOOD = Order(order="good", amount=0.0)

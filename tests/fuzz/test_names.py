@@ -42,8 +42,12 @@ def test_a_route_gives_back_the_values_that_it_was_made_of(
     try:
         address = Template(source, "the test").fill_segments(SimpleNamespace(**values), delimiter)
     except EmitRejectedError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
         # then it is refused, by the name of the field
-        assert any(repr(name) in str(error) for name in names)
+        assert any(repr(name) in refusal for name in names)
         assert any(not _is_plain(value) for value in values.values())
         return
     # then it matches the route, and gives back the same values; nothing that is like it matches
