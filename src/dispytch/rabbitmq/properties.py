@@ -155,6 +155,8 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
     """A message as it came, with properties as either client gives them."""
     headers: list[tuple[str, bytes]] = []
     for name, value in (properties.headers or {}).items():
+        if type(name) is not str:  # pika gives the bytes of what is not UTF-8
+            name = bytes(name).decode("utf-8", "backslashreplace")
         headers.append((name, value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value)))
     for name, field in _AS_PROPERTIES.items():
         if (value := getattr(properties, field)) is not None:
