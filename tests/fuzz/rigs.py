@@ -101,8 +101,7 @@ class KafkaRig(Rig):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.cluster = Cluster(url)
-        any_time = {"message_timestamp_after_max_ms": str(2**63 - 1)}
-        self.cluster.create(self.topic, max_message_bytes=str(_LARGEST), **any_time)
+        self.cluster.create(self.topic, max_message_bytes=str(_LARGEST), message_timestamp_after_max_ms=str(2**63 - 1))
         self._producer = confluent.Producer(
             {"bootstrap.servers": self.cluster.servers, "linger.ms": 0, "message.max.bytes": _LARGEST}
         )
@@ -223,7 +222,7 @@ class PubSubRig(Rig):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._client = redis.Redis.from_url(url)
+        self._client: Any = redis.Redis.from_url(url)
         self._watching = self._client.pubsub(ignore_subscribe_messages=True)
         self._watching.subscribe(self.dead)
 
