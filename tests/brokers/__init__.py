@@ -17,6 +17,7 @@ from ._install import find_or_install, find_or_install_tool
 from ._kafka import KAFKA_USERS, Kafka
 from ._manager import Manager, Running, server_named, started
 from ._rabbitmq import RabbitMQ, server_properties
+from ._servers import Redis
 
 __all__ = [
     "KAFKA_USERS",
@@ -27,6 +28,7 @@ __all__ = [
     "Manager",
     "MissingServerError",
     "RabbitMQ",
+    "Redis",
     "Running",
     "kafka_version",
     "program",

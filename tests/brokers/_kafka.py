@@ -63,7 +63,9 @@ class Kafka(Server):
     debian_package = "default-jre-headless"
     start_seconds = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, proxied: tuple[int, int] | None = None) -> None:
+        """Has one more listener, if ``proxied``: on the first of these ports, which sends its clients to the second."""
+        self._proxied = proxied
         self._clusters: dict[int, str] = {}
 
     def url(self, port: int) -> str:
@@ -97,7 +99,7 @@ class Kafka(Server):
     def prepare(self, folder: Path, port: int) -> None:
         certificates = _make_certificates(folder)
         settings = folder / "server.properties"
-        lines = (f"{key}={value}\n" for key, value in _settings(folder, port, certificates).items())
+        lines = (f"{key}={value}\n" for key, value in _settings(folder, port, certificates, self._proxied).items())
         settings.write_text("".join(lines))
         if (kept := folder / "data" / "meta.properties").exists():
             self._clusters[port] = _property(kept, "cluster.id")
@@ -145,9 +147,14 @@ def _class_path() -> str:
     return f"{_jars()}/*"
 
 
-def _settings(folder: Path, port: int, certificates: Path) -> dict[str, object]:
+def _settings(folder: Path, port: int, certificates: Path, proxied: tuple[int, int] | None = None) -> dict[str, object]:
     ports = dict(zip(_LISTENERS, (port, *_free_ports(len(_LISTENERS) - 1)), strict=True))
     listeners = {name: f"{name}://{LOOPBACK}:{number}" for name, number in ports.items()}
+    advertised = [address for name, address in listeners.items() if name != "CONTROLLER"]
+    protocols = {name: "PLAINTEXT" if name == "CONTROLLER" else name for name in _LISTENERS}
+    if proxied is not None:
+        listeners["PROXIED"], protocols["PROXIED"] = f"PROXIED://{LOOPBACK}:{proxied[0]}", "PLAINTEXT"
+        advertised.append(f"PROXIED://{LOOPBACK}:{proxied[1]}")
     passwords = " ".join(f'user_{name}="{password}"' for name, password in KAFKA_USERS.items())
     jaas = {
         f"listener.name.{listener}.{mechanism}.sasl.jaas.config": f"org.apache.kafka.common.security.{module}"
@@ -163,10 +170,8 @@ def _settings(folder: Path, port: int, certificates: Path) -> dict[str, object]:
         "node.id": 1,
         "controller.quorum.voters": f"1@{LOOPBACK}:{ports['CONTROLLER']}",
         "listeners": ",".join(listeners.values()),
-        "advertised.listeners": ",".join(address for name, address in listeners.items() if name != "CONTROLLER"),
-        "listener.security.protocol.map": ",".join(
-            f"{name}:{'PLAINTEXT' if name == 'CONTROLLER' else name}" for name in _LISTENERS
-        ),
+        "advertised.listeners": ",".join(advertised),
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": folder / "data",

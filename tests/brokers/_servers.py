@@ -66,11 +66,15 @@ class Redis(Server):
     program = "redis-server"
     debian_package = "redis-server"
 
+    def __init__(self, *, persistent: bool = False) -> None:
+        """Keeps what it has across a restart, and a kill, only if ``persistent``: each write is synced at once."""
+        self._persistent = persistent
+
     def url(self, port: int) -> str:
         return f"redis://{LOOPBACK}:{port}/0"
 
     def arguments(self, folder: Path, port: int) -> Sequence[str]:
-        nothing_is_persisted = ("--save", "", "--appendonly", "no")
+        log = ("--appendonly", "yes", "--appendfsync", "always") if self._persistent else ("--appendonly", "no")
         return (
             "--bind",
             LOOPBACK,
@@ -80,7 +84,9 @@ class Redis(Server):
             str(folder),
             "--daemonize",
             "no",
-            *nothing_is_persisted,
+            "--save",
+            "",
+            *log,
         )
 
     def answers(self, port: int, pid: int | None) -> bool:

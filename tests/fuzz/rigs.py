@@ -223,7 +223,7 @@ class PubSubRig(Rig):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._client: Any = redis.Redis.from_url(url)
-        self._watching = self._client.pubsub(ignore_subscribe_messages=True)
+        self._watching: Any = self._client.pubsub(ignore_subscribe_messages=True)
         self._watching.subscribe(self.dead)
 
     def consumer(self) -> Consumer:
