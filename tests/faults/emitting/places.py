@@ -191,7 +191,7 @@ class RabbitMQPlace(Place):
                 *(str(program), "-n", known["RABBITMQ_NODENAME"]),
                 *("set_vm_memory_high_watermark", "absolute", value),
             ],
-            env={**known, "RABBITMQ_CTL_ERL_ARGS": f"-start_epmd false -erl_epmd_port {port[1]}"},
+            env={**known, "RABBITMQ_CTL_ERL_ARGS": f"-start_epmd false -erl_epmd_port {port[1]} -dist_listen false"},
             check=True,
             capture_output=True,
             timeout=30,
