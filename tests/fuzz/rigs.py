@@ -222,8 +222,9 @@ class PubSubRig(Rig):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._client: Any = redis.Redis.from_url(url)
-        self._watching: Any = self._client.pubsub(ignore_subscribe_messages=True)
+        client: Any = redis.Redis.from_url(url)
+        self._client = client
+        self._watching: Any = client.pubsub(ignore_subscribe_messages=True)
         self._watching.subscribe(self.dead)
 
     def consumer(self) -> Consumer:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import program_of
-from tests.faults.emitting.emitters import World
+from tests.faults.emitting.emitters import LONG, World
 from tests.faults.emitting.places import PLACES, Place
 
 
@@ -44,8 +44,15 @@ def world(request: pytest.FixtureRequest) -> World:
     return world
 
 
+_LASTING = {"test_nothing_confirmed_is_lost_when_the_broker_is_killed", "test_a_memory_alarm"}
+"""Those that take many seconds, and hardly depend on the loop."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Blocking code has no loop, and so runs once; aio-pika runs on asyncio, and against RabbitMQ."""
+    """Blocking code has no loop, and so runs once; aio-pika runs on asyncio, and against RabbitMQ.
+
+    What takes long runs on asyncio only, unless ``DISPYTCH_LONG=1`` is set.
+    """
     left_out = [item for item in items if not _makes_sense(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -53,9 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _makes_sense(item: pytest.Item) -> bool:
     given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
-    backend, world = given.get("anyio_backend", ("", {})), given.get("world")
-    if world == "blocking":
-        return backend[0] == "asyncio" and not backend[1].get("use_uvloop")
+    if "world" not in given:
+        return True
+    backend, world = given["anyio_backend"], given["world"]
+    is_plain_asyncio = backend[0] == "asyncio" and not backend[1].get("use_uvloop")
+    if world == "blocking" or (getattr(item, "originalname", "") in _LASTING and not LONG):
+        return is_plain_asyncio and (world != "aio-pika" or given.get("place") == "rabbitmq")
     if world == "aio-pika":
         return given.get("place") == "rabbitmq" and backend[0] == "asyncio"
     return True

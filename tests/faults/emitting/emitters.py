@@ -101,6 +101,7 @@ class Ledger:
             if isinstance(result, Receipt):
                 self.confirmed.add(number)
             else:
+                assert result is not None, "nobody took it"
                 errors.append(self._note(number, result))
         return errors
 
@@ -113,7 +114,7 @@ class Ledger:
                 await anyio.sleep(0.05)
         raise AssertionError("none was confirmed")
 
-    def _note(self, number: int, error: Any) -> DispytchError:
+    def _note(self, number: int, error: DispytchError) -> DispytchError:
         if isinstance(error, EmitTimeoutError):
             self.unknown.add(number)
         elif isinstance(error, EmitRejectedError):

@@ -19,11 +19,7 @@ TASKS = 20
 
 
 @pytest.mark.parametrize("place", ["kafka", "rabbitmq", "redis"], indirect=True)
-async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
-    place: Place, world: World, anyio_backend: tuple[str, dict[str, bool]]
-) -> None:
-    if not LONG and (anyio_backend[0] == "trio" or anyio_backend[1].get("use_uvloop")):
-        pytest.skip("takes long, and the loop hardly matters; DISPYTCH_LONG=1 runs it")
+async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(place: Place, world: World) -> None:
     # given tasks that emit, one after the other and many at once, and go on whatever happens
     topic = place.topic()
     emitter = EitherEmitter(place, world, 5, direct=True)
@@ -62,9 +58,7 @@ async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
 
 
 @pytest.mark.parametrize("place", ["rabbitmq"], indirect=True)
-async def test_a_memory_alarm(place: RabbitMQPlace, world: World, anyio_backend: tuple[str, dict[str, bool]]) -> None:
-    if not LONG and (anyio_backend[0] == "trio" or anyio_backend[1].get("use_uvloop")):
-        pytest.skip("takes long, and the loop hardly matters; DISPYTCH_LONG=1 runs it")
+async def test_a_memory_alarm(place: RabbitMQPlace, world: World) -> None:
     topic = place.topic()
     emitter = EitherEmitter(place, world, 1, direct=True)
     ledger = Ledger(emitter, topic)
