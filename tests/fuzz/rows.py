@@ -67,6 +67,7 @@ _FORGED = (
     *((b"dispytch-attempt", b"99"), (b"dispytch-", b"\xff"), (b"traceparent", b"\xff" * 2000)),
 )
 _ODD_NAMES = ((b"a\0b", b"1"), (b"a\r\nb", b"2"), (b"k" * 200, b"3"), (b" ", b"\r\n"))
+_EMPTY_MAPS = b"\xdd" + (125_000).to_bytes(4, "big") + b"\x80" * 125_000
 _LARGE = tuple((b"large-%d" % number, b"x" * 10_000) for number in range(10))
 
 ROWS: Sequence[Bad] = [
@@ -106,6 +107,7 @@ ROWS: Sequence[Bad] = [
     Bad("MessagePack nested 100,000 deep, not closed", b"\x91" * 100_000, codec="msgpack"),
     Bad("MessagePack nested 100,000 deep", b"\x82\xa1n\x01\xa4more" + b"\x91" * 100_000 + b"\xc0", codec="msgpack"),
     Bad("1 MB of empty maps", b"\xdd" + (999_000).to_bytes(4, "big") + b"\x80" * 999_000, codec="msgpack"),
+    Bad("1 MB of empty maps, in eight arrays", b"\x98" + _EMPTY_MAPS * 8, codec="msgpack"),
     Bad("MessagePack text that is no UTF-8", b"\x82\xa1n\x01\xa4more\xa2\xff\xfe", codec="msgpack"),
     Bad("MessagePack date beyond all dates", b"\x82\xa1n\x01\xa4more\xc7\x0c\xff" + b"\xff" * 12, codec="msgpack"),
     Bad("MessagePack map with a list as its key", b"\x82\xa1n\x01\x91\x01\x01", codec="msgpack"),

@@ -90,9 +90,10 @@ time.sleep(0.5)  # until they are written, which nobody tells
 
 def call(program: str, place: Place, topic: str, *arguments: str, direct: bool = True) -> Sequence[str]:
     url = place.producer_url(place.url if direct else place.proxy.url).partition("?")[0]
-    # Where a loop is left without a close, asyncio itself warns of sockets, to who asks for such warnings.
-    warnings = "ignore::ResourceWarning" if arguments else "error"
-    return [sys.executable, "-W", "error", "-W", warnings, "-c", _PRELUDE + program, url, topic, *arguments]
+    # Python 3.12 and later warn of any fork beside threads; and where a loop is left without a close, asyncio itself
+    # warns of sockets.
+    ignored = ["-W", "ignore::DeprecationWarning", *(["-W", "ignore::ResourceWarning"] if arguments else [])]
+    return [sys.executable, "-W", "error", *ignored, "-c", _PRELUDE + program, url, topic, *arguments]
 
 
 def run(program: str, place: Place, topic: str, *arguments: str) -> None:
