@@ -153,23 +153,34 @@ def fitted(message: Message) -> Message:
 
 def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, token: Any) -> Delivery:
     """A message as it came, with properties as either client gives them."""
+    unreadable: str | None = None
     headers: list[tuple[str, bytes]] = []
-    for name, value in (properties.headers or {}).items():
-        if type(name) is not str:  # pika gives the bytes of what is not UTF-8
-            name = bytes(name).decode("utf-8", "backslashreplace")
-        headers.append((name, value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value)))
+    try:
+        for name, value in (properties.headers or {}).items():
+            headers.append(
+                (_text(name), value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value))
+            )
+    except Exception as error:  # whatever a foreign program has put there, the connection must outlive it
+        headers.clear()
+        unreadable = f"one of its headers cannot be told ({type(error).__name__})"
     for name, field in _AS_PROPERTIES.items():
         if (value := getattr(properties, field)) is not None:
             headers.append((name, _bytes(value)))
     return Delivery(
-        routing_key,
+        _text(routing_key),
         body,
         headers,
         timestamp_ms=_milliseconds(properties.timestamp),
-        position=properties.message_id or None,
+        position=_text(properties.message_id) if properties.message_id else None,
         scope=scope,
+        unreadable=unreadable,
         token=token,
     )
+
+
+def _text(name: str | bytes) -> str:
+    """A name; pika gives bytes where it is not UTF-8, which show as escapes."""
+    return name if type(name) is str else bytes(name).decode("utf-8", "backslashreplace")  # type: ignore[arg-type]  # bytes
 
 
 def _milliseconds(timestamp: Any) -> int:
@@ -193,5 +204,16 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, datetime):
         return value.isoformat().encode()
     if isinstance(value, Mapping | Sequence):
-        return json.dumps(value, default=lambda item: _bytes(item).decode("utf-8", "replace")).encode()
+        return json.dumps(_plain(value)).encode()
     return str(value).encode()
+
+
+def _plain(value: Any) -> Any:
+    """What is nested in a header, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {_text(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _bytes(value).decode("utf-8", "replace")

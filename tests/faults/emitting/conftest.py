@@ -51,7 +51,7 @@ _LASTING = {"test_nothing_confirmed_is_lost_when_the_broker_is_killed", "test_a_
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Blocking code has no loop, and so runs once; aio-pika runs on asyncio, and against RabbitMQ.
 
-    What takes long runs on asyncio only, unless ``DISPYTCH_LONG=1`` is set.
+    What takes long, and aio-pika, runs without uvloop and trio, unless ``DISPYTCH_LONG=1`` is set.
     """
     left_out = [item for item in items if not _makes_sense(item)]
     config.hook.pytest_deselected(items=left_out)
@@ -67,5 +67,5 @@ def _makes_sense(item: pytest.Item) -> bool:
     if world == "blocking" or (getattr(item, "originalname", "") in _LASTING and not LONG):
         return is_plain_asyncio and (world != "aio-pika" or given.get("place") == "rabbitmq")
     if world == "aio-pika":
-        return given.get("place") == "rabbitmq" and backend[0] == "asyncio"
+        return given.get("place") == "rabbitmq" and (is_plain_asyncio or (LONG and backend[0] == "asyncio"))
     return True

@@ -78,6 +78,11 @@ anyio.run(main, backend=sys.argv[3])
 """
 
 _EXIT_BEFORE_THE_REPLIES = """
+import importlib
+for name in ("kafka.producer.FLUSH", "kafka.sender.FLUSH", "rabbitmq.publisher._FLUSH", "redis.blocking._FLUSH"):
+    module, _, attribute = name.rpartition(".")
+    setattr(importlib.import_module(f"dispytch.{module}"), f"{attribute}_TIMEOUT", 0.5)
+
 emitter = sync.EventEmitter(producer)
 emitter.emit(Numbered(number=0))
 print("ready", flush=True)
