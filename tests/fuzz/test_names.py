@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,8 +55,9 @@ def test_a_route_gives_back_the_values_that_it_was_made_of(
     matcher: Matcher[str] = Matcher(delimiter)
     matcher.add(pattern, "own")
     joint = separator if delimiter is None else delimiter
-    matcher.add(Pattern.parse(f"{source}{joint}*", delimiter), "longer")
-    matcher.add(Pattern.parse(f"*{joint}{source}", delimiter), "deeper")
+    for other in (f"{source}{joint}*", f"*{joint}{source}"):
+        with suppress(ConfigurationError):  # the end of a segment and a long delimiter may make another delimiter
+            matcher.add(Pattern.parse(other, delimiter), other)
     found = matcher.match(address)
     assert ("own", values) in found
     assert len(found) == 1

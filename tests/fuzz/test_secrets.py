@@ -19,7 +19,7 @@ from dispytch.redis import BlockingRedisProducer, RedisConsumer, RedisProducer, 
 from tests.helpers import dispatcher_on, errors, publish, run
 from tests.support import CANARY, closed_port, texts
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])]
 
 NOWHERE = f"127.0.0.1:{closed_port()}"
 URLS = [
