@@ -13,6 +13,7 @@ from tests.support import until
 pytestmark = pytest.mark.anyio
 
 MANY = 2_000 if LONG else 200
+CUT_NUMBER = 4_000 if LONG else 400
 TIMEOUT = 0.6
 SLACK = 0.7
 """Seconds that an emit may take beyond its timeout, on a busy machine."""
@@ -73,4 +74,50 @@ async def test_replies_that_are_lost(place: Place, world: World) -> None:
     await ledger.until_confirmed(10_000, 10)
     await emitter.close()
     assert 5000 in ledger.unknown | ledger.confirmed
+    ledger.check(place.found(topic))
+
+
+async def test_a_broker_that_says_nothing_at_first(place: Place, world: World) -> None:
+    topic = place.topic()
+    emitter = EitherEmitter(place, world, TIMEOUT)
+    ledger = Ledger(emitter, topic)
+    place.proxy.frozen = True
+    error = await ledger.emit(1000)
+    assert type(error) in (EmitTimeoutError, EmitUnreachableError)
+    assert ledger.slowest < TIMEOUT + SLACK
+    place.mend()
+    await ledger.until_confirmed(2000, 15)
+    await emitter.close()
+    ledger.check(place.found(topic))
+
+
+async def test_connections_that_are_cut(place: Place, world: World) -> None:
+    # given tasks that emit, one after the other and many at once
+    topic = place.topic()
+    emitter = EitherEmitter(place, world, 5)
+    ledger = Ledger(emitter, topic)
+    await ledger.until_confirmed(-1000, 10)
+    numbers = iter(range(CUT_NUMBER))
+    said = 0
+
+    async def emit() -> None:
+        nonlocal said
+        for number in numbers:
+            if number % 10 == 0:
+                await ledger.emit_many(range(CUT_NUMBER * (number + 1), CUT_NUMBER * (number + 1) + 50))
+            else:
+                await ledger.emit(number)
+            said += 1
+
+    # when all connections are cut five times
+    async with anyio.create_task_group() as group:
+        for _ in range(10):
+            group.start_soon(emit)
+        for cut in range(1, 6):
+            await until(lambda: said >= CUT_NUMBER * cut // 7)  # noqa: B023 - waited for here
+            place.proxy.cut()
+    # then the emitter goes on by itself, and each outcome is true
+    await ledger.until_confirmed(10**9, 10)
+    assert len(ledger.confirmed) > CUT_NUMBER / 5
+    await emitter.close()
     ledger.check(place.found(topic))
