@@ -92,10 +92,12 @@ class Ledger:
     async def emit_many(self, numbers: Sequence[int]) -> list[DispytchError]:
         """Emits several at once; their errors."""
         results: Sequence[Any]
+        began = anyio.current_time()
         try:
             results = await self._emitter.emit_many([self._event(number=number) for number in numbers])
         except EmitManyError as error:
             results = error.results
+        self.slowest = max(self.slowest, anyio.current_time() - began)
         errors: list[DispytchError] = []
         for number, result in zip(numbers, results, strict=True):
             if isinstance(result, Receipt):
