@@ -462,6 +462,16 @@ async def test_malformed_messagepack_is_dead_lettered(payload: bytes) -> None:
     assert [error.partition(":")[0] for error in errors(wire.broker)] == ["DecodeError"]
 
 
+def test_a_container_of_messagepack_is_bounded() -> None:
+    packed = MessagePackSerializer().serialize([{}] * 1000)
+    assert len(MessagePackDeserializer().deserialize(packed)) == 1000
+    assert len(MessagePackDeserializer(max_items=1000).deserialize(packed)) == 1000
+    with pytest.raises(ValueError, match="max_array_len"):
+        MessagePackDeserializer(max_items=999).deserialize(packed)
+    with pytest.raises(ConfigurationError, match="max_items"):
+        MessagePackDeserializer(max_items=0)
+
+
 ODD = st.sampled_from(
     [
         "",

@@ -86,10 +86,9 @@ def test_names_that_kafka_takes(topic: str) -> None:
         KafkaEventConfig(partition=-1),
         KafkaEventConfig(partition="x"),
         KafkaEventConfig(timestamp_ms="²"),
-        KafkaEventConfig(headers={"": "x"}),
-        KafkaEventConfig(headers={"a\0b": "x"}),
-        KafkaEventConfig(headers={"a\ud800": "x"}),
-        KafkaEventConfig(headers={"a": b"x" * 70_000}),
+        KafkaEventConfig(timestamp_ms="9" * 5000),
+        KafkaEventConfig(timestamp_ms=2**63),
+        KafkaEventConfig(partition=2**31),
     ],
 )
 def test_options_that_kafka_does_not_take(config: KafkaEventConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from dispytch._core.codec import Serializer
+from dispytch._core.deadletters import own_header
 from dispytch._core.envelope import CURRENT, TRAVELLING, Envelope, Opened, Seal, Sealing
 from dispytch._core.events import EventBase, declaration
 from dispytch._core.messages import Features, Headers, Message
@@ -17,6 +18,10 @@ from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 __all__ = ["MessageFactory", "several"]
 
 _NO_HEADERS: Headers = ()
+_LONGEST_HEADER_NAME = 128
+_LARGEST_HEADERS = 64 * 1024
+"""Bytes, for names and values of one event class: what every transport can carry."""
+_LONGEST_TRAVELLING = 1024
 
 # The slot itself: pydantic's own attribute access looks in many places first, for every event.
 _slot: Any = EventBase.__dict__["_dispytch_id"]
@@ -82,10 +87,13 @@ class MessageFactory:
                 _set_id(event, id)
         elif not id:
             raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
+        elif not _is_text(id):
+            raise EmitRejectedError("emit(id=...) holds half a surrogate pair; give proper text")
         else:
             _set_id(event, id)
         route = plan.route(event)
         config = plan.config(event)
+        own = _NO_HEADERS if config is None else _own_headers(config, kind)
         current = CURRENT.get(None)
         try:
             key = None if plan.key is None or (text := plan.key.fill(event)) is None else text.encode()
@@ -95,7 +103,7 @@ class MessageFactory:
                 key,
                 event,
                 () if current is None else _travelling(current),
-                _NO_HEADERS if config is None else _own_headers(config),
+                own,
             )
         except DispytchError:
             raise
@@ -152,14 +160,55 @@ def several(events: Iterable[EventBase]) -> list[EventBase]:
 
 
 def _travelling(current: Opened) -> list[tuple[str, str]]:
-    found = [(name, value) for name in TRAVELLING if (value := current.attribute(name)) is not None]
-    if not any(name == "correlationid" for name, _ in found):
+    # What came from elsewhere may be anything: it must not make the broker refuse what is emitted because of it.
+    found = [(name, value) for name in TRAVELLING if (value := current.attribute(name)) is not None and _can_go(value)]
+    if not any(name == "correlationid" for name, _ in found) and _can_go(current.id):
         found.append(("correlationid", current.id))
     return found
 
 
-def _own_headers(config: EventConfig) -> Headers:
+def _can_go(value: str) -> bool:
+    return len(value) <= _LONGEST_TRAVELLING and value.isprintable()
+
+
+def _own_headers(config: EventConfig, kind: type[EventBase]) -> Headers:
     headers = getattr(config, "headers", None)
     if not headers:
         return _NO_HEADERS
-    return [(name, value if isinstance(value, bytes) else str(value).encode()) for name, value in headers.items()]
+    found: list[tuple[str, bytes]] = []
+    size = 0
+    for name, value in headers.items():
+        length = len(name) if name.isascii() else len(name.encode("utf-8", "replace"))
+        if not name.isprintable() or not 0 < length <= _LONGEST_HEADER_NAME:
+            raise EmitRejectedError(
+                f"{kind.__qualname__}: the header {name[:50]!r} cannot be sent: names are printable and have 1 to "
+                f"{_LONGEST_HEADER_NAME} bytes"
+            )
+        if own_header(name):
+            raise EmitRejectedError(
+                f"{kind.__qualname__}: the header {name[:50]!r} is one that only Dispytch writes; name it differently"
+            )
+        if not isinstance(value, bytes):
+            if not _is_text(text := str(value)):
+                raise EmitRejectedError(
+                    f"{kind.__qualname__}: the value of the header {name!r} holds half a surrogate pair; give proper "
+                    "text, or bytes"
+                )
+            value = text.encode()
+        size += length + len(value)
+        found.append((name, value))
+    if size > _LARGEST_HEADERS:
+        raise EmitRejectedError(
+            f"{kind.__qualname__} has {size} bytes of headers, and {_LARGEST_HEADERS} are the most that is sent; put "
+            "what is large into the body"
+        )
+    return found
+
+
+def _is_text(text: str) -> bool:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return True

@@ -105,7 +105,7 @@ class Opened:
 
     @property
     def timestamp(self) -> datetime:
-        """When the event was emitted, or when the broker took it, aware, UTC."""
+        """When the event was emitted, or when the broker took it, aware, UTC; the nearest date that there is."""
         try:
             if isinstance(self.time, str):
                 moment = datetime.fromisoformat(self.time)
@@ -114,7 +114,11 @@ class Opened:
                 return datetime.fromtimestamp(self.time, UTC)
         except (ValueError, OverflowError, OSError):
             pass  # a sender's odd clock is no reason to refuse the event
-        return datetime.fromtimestamp(self.delivery.timestamp_ms / 1000, UTC)
+        milliseconds = self.delivery.timestamp_ms  # which on some brokers is the sender's, too
+        try:
+            return datetime.fromtimestamp(milliseconds / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            return (datetime.max if milliseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
     @property
     def headers(self) -> Headers:

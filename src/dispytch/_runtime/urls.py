@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -11,6 +12,8 @@ from dispytch.abc import Consumer, Producer
 from dispytch.errors import ConfigurationError
 
 __all__ = ["consumer_from_url", "no_client", "producer_from_url"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 _BUILT_IN = {
     "memory": "dispytch.memory.urls",
@@ -56,12 +59,13 @@ def no_client(given: object, kind: Literal["consumer", "producer"]) -> str:
         return f"a string is no {kind}; for a URL write {kind}_from_url(url)"
     if isinstance(given, list | tuple):
         return f"a {type(given).__name__} is no {kind}; give {kind}s one by one, without brackets"
-    return f"{given!r} is no {kind}; give an instance such as Memory{kind.capitalize()}(broker)"
+    # Nor is anything else quoted: it may be the settings of a client.
+    return f"{type(given).__name__} is no {kind}; give an instance such as Memory{kind.capitalize()}(broker)"
 
 
 def _maker(url: str, name: str) -> Callable[..., Any]:
     scheme, separator, _ = url.partition("://")
-    if not separator:  # and it is not quoted, since it may hold a password
+    if not separator or not _SCHEME.fullmatch(scheme):  # and it is not quoted, since it may hold a password
         raise ConfigurationError("a broker's URL begins with its scheme, as in redis://localhost:6379 or memory://name")
     if scheme in _BUILT_IN:
         return getattr(import_module(_BUILT_IN[scheme]), name)  # type: ignore[no-any-return]  # found by its name

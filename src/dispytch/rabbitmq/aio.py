@@ -24,6 +24,8 @@ __all__ = ["AioPikaOutlet", "carry_out", "client_errors", "close_quietly", "conn
 _MOST_IN_FLIGHT = 500
 _FLUSH_TIMEOUT = 5.0
 _CLOSE_TIMEOUT = 2.0
+_GRACE = 0.1
+"""Seconds after the end of a channel in which the client tells those who wait for it."""
 _CODES = {
     "ChannelAccessRefused": 403,
     "ChannelNotFoundEntity": 404,
@@ -242,6 +244,25 @@ class AioPikaOutlet:
         return self._channel
 
     async def _publish(self, underlay: Any, batch: Batch, index: int) -> None:
+        message = batch.messages[index]
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope() as scope:
+
+            def closed(_: object) -> None:
+                # The client tells most of those that wait, and forgets those that began at that very moment.
+                loop.call_later(_GRACE, scope.cancel)
+
+            underlay.closing.add_done_callback(closed)
+            try:
+                await self._publish_one(underlay, batch, index)
+            finally:
+                underlay.closing.remove_done_callback(closed)
+                self._slots.release()
+                self._ids.pop(message.id).set()
+        if scope.cancelled_caught:
+            batch.lose(index, BrokerUnreachableError("the connection to RabbitMQ broke off"))
+
+    async def _publish_one(self, underlay: Any, batch: Batch, index: int) -> None:
         import aiormq
 
         message = batch.messages[index]
@@ -296,6 +317,3 @@ class AioPikaOutlet:
                 batch.confirm(index)
             else:
                 batch.reject_unroutable(index)
-        finally:
-            self._slots.release()
-            self._ids.pop(message.id).set()

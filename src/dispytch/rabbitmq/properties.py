@@ -28,6 +28,8 @@ LARGEST_HEADERS = 64 * 1024
 """Bytes. The broker breaks off the whole connection where they do not fit into a frame, which is 128 KiB."""
 
 _LONGEST_HEADER_NAME = 128
+_LONGEST_EXPIRATION = 2**32 - 1
+"""Milliseconds; the broker closes the channel at more."""
 _AS_PROPERTIES = {
     "content-type": "content_type",
     "content-encoding": "content_encoding",
@@ -70,8 +72,11 @@ def check_message(message: Message, exchange: str) -> None:
             raise EmitRejectedError(f"priority={config.priority} is not from 0 to 255")
         if config.delivery_mode not in (1, 2):
             raise EmitRejectedError(f"delivery_mode={config.delivery_mode} is neither 1 nor 2 (persistent)")
-        if config.expiration is not None and int(_expiration(config.expiration)) < 0:
-            raise EmitRejectedError("expiration is negative; give the seconds after which the message is dropped")
+        if config.expiration is not None and not _is_expiration(config.expiration):
+            raise EmitRejectedError(
+                f"expiration is not from 0 to {_LONGEST_EXPIRATION // 1000} seconds; give the seconds after which the "
+                "message is dropped"
+            )
     size = 0
     for header, value in message.headers:
         length = len(header.encode("utf-8", "replace"))
@@ -101,6 +106,11 @@ def _check_short(text: str, what: str) -> None:
         raise EmitRejectedError(
             f"the {what} {text[:50]!r}... has {size} bytes, and RabbitMQ takes {LONGEST_NAME} at most; shorten it"
         )
+
+
+def _is_expiration(value: float | timedelta) -> bool:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return 0 <= seconds * 1000 <= _LONGEST_EXPIRATION  # false for what is no number, too
 
 
 def _expiration(value: float | timedelta) -> str:
@@ -163,23 +173,36 @@ def fitted(message: Message) -> Message:
 
 def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, token: Any) -> Delivery:
     """A message as it came, with properties as either client gives them."""
+    unreadable: str | None = None
     headers: list[tuple[str, bytes]] = []
-    for name, value in (properties.headers or {}).items():
-        headers.append((name, value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value)))
+    try:
+        for name, value in (properties.headers or {}).items():
+            headers.append(
+                (_text(name), value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value))
+            )
+    except Exception as error:  # whatever a foreign program has put there, the connection must outlive it
+        headers.clear()
+        unreadable = f"one of its headers cannot be told ({type(error).__name__})"
     for name, field in _AS_PROPERTIES.items():
         if (value := getattr(properties, field)) is not None:
             headers.append((name, _bytes(value)))
     count = (properties.headers or {}).get(_DELIVERY_COUNT)
     return Delivery(
-        routing_key,
+        _text(routing_key),
         body,
         headers,
         timestamp_ms=_milliseconds(properties.timestamp),
-        position=properties.message_id or None,
+        position=_text(properties.message_id) if properties.message_id else None,
         scope=scope,
         deliveries=count if isinstance(count, int) else 0,  # pika has an int of its own
+        unreadable=unreadable,
         token=token,
     )
+
+
+def _text(name: str | bytes) -> str:
+    """A name; pika gives bytes where it is not UTF-8, which show as escapes."""
+    return name if type(name) is str else bytes(name).decode("utf-8", "backslashreplace")  # type: ignore[arg-type]  # bytes
 
 
 def _milliseconds(timestamp: Any) -> int:
@@ -203,5 +226,16 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, datetime):
         return value.isoformat().encode()
     if isinstance(value, Mapping | Sequence):
-        return json.dumps(value, default=lambda item: _bytes(item).decode("utf-8", "replace")).encode()
+        return json.dumps(_plain(value)).encode()
     return str(value).encode()
+
+
+def _plain(value: Any) -> Any:
+    """What is nested in a header, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {_text(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _bytes(value).decode("utf-8", "replace")
