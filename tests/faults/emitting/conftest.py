@@ -45,13 +45,14 @@ def world(request: pytest.FixtureRequest) -> World:
 
 
 _LASTING = {"test_nothing_confirmed_is_lost_when_the_broker_is_killed", "test_a_memory_alarm"}
-"""Those that take many seconds, and hardly depend on the loop."""
+"""Those that take many seconds, and hardly depend on the world."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Blocking code has no loop, and so runs once; aio-pika runs on asyncio, and against RabbitMQ.
 
-    What takes long, and aio-pika, runs without uvloop and trio, unless ``DISPYTCH_LONG=1`` is set.
+    Unless ``DISPYTCH_LONG=1`` is set, what takes long runs on asyncio only, and uvloop is left to the one client that
+    runs in the loop itself.
     """
     left_out = [item for item in items if not _makes_sense(item)]
     config.hook.pytest_deselected(items=left_out)
@@ -61,11 +62,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _makes_sense(item: pytest.Item) -> bool:
     given: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     if "world" not in given:
+        return LONG or given.get("place") not in PLACES or given.get("backend") != "trio"
+    (loop, options), world, place = given["anyio_backend"], given["world"], given["place"]
+    is_uvloop = bool(options.get("use_uvloop"))
+    if world == "aio-pika" and (place != "rabbitmq" or loop != "asyncio"):
+        return False
+    if world == "blocking" and (loop != "asyncio" or is_uvloop):
+        return False
+    if LONG:
         return True
-    backend, world = given["anyio_backend"], given["world"]
-    is_plain_asyncio = backend[0] == "asyncio" and not backend[1].get("use_uvloop")
-    if world == "blocking" or (getattr(item, "originalname", "") in _LASTING and not LONG):
-        return is_plain_asyncio and (world != "aio-pika" or given.get("place") == "rabbitmq")
-    if world == "aio-pika":
-        return given.get("place") == "rabbitmq" and (is_plain_asyncio or (LONG and backend[0] == "asyncio"))
-    return True
+    if getattr(item, "originalname", "") in _LASTING:
+        return loop == "asyncio" and not is_uvloop and world != "blocking"
+    return not is_uvloop or (place == "redis" and world == "loop")
