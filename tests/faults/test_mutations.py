@@ -13,13 +13,13 @@ from tests.faults.rig import Rig
 from tests.faults.rows import ROWS, Row
 from tests.faults.task import Mutation, Transport
 
-_FOUND_BY: list[tuple[Mutation, str, Transport]] = [
-    ("acknowledge-early", "killed", "redis"),
-    ("acknowledge-early", "killed", "rabbitmq"),
-    ("commit-past-gap", "slow-head", "kafka"),
-    ("forget-letters", "letters-refused", "redis"),
-    ("no-drain", "drained", "redis"),
+_FOUND_BY: list[tuple[Mutation, str, Transport, str]] = [
+    ("acknowledge-early", "killed", "redis", "lost"),
+    ("commit-past-gap", "slow-head", "kafka", "committed, past the event that is not done"),
+    ("forget-letters", "letters-refused", "redis", "unacknowledged"),
+    ("no-drain", "drained", "redis", "did not finish"),
 ]
+"""Each mistake, the row that must find it, where, and what that says then. Without it the row passes (`test_row`)."""
 
 
 def _row(name: str) -> Row:
@@ -28,25 +28,28 @@ def _row(name: str) -> Row:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("mutation", "row", "transport"),
+    ("mutation", "row", "transport", "problem"),
     [
-        pytest.param(mutation, _row(name), transport, id=f"{mutation}-{name}-{transport}")
-        for mutation, name, transport in _FOUND_BY
+        pytest.param(mutation, _row(name), transport, problem, id=f"{mutation}-{name}-{transport}")
+        for mutation, name, transport, problem in _FOUND_BY
     ],
 )
 def test_a_mistake_turns_its_row_red(
     mutation: Mutation,
     row: Row,
     transport: Transport,
+    problem: str,
     broker_of: Callable[[Transport], Broker],
     faults_seed: int,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    rig = Rig(broker_of(transport), tmp_path, faults_seed, mutation=mutation, patience=5.0)
+    rig = Rig(broker_of(transport), tmp_path, faults_seed, mutation=mutation, patience=4.0)
     try:
         result = request.node.stash[RESULT] = row.run(rig)
     finally:
         rig.close()
-    result.note = f"{mutation}: " + "; ".join(problem.partition(":")[0] for problem in result.problems)
-    assert result.problems, f"with DISPYTCH_FAULTS_SEED={faults_seed}, {row.name} does not find that workers {mutation}"
+    result.note = f"{mutation}: " + "; ".join(found.partition(":")[0] for found in result.problems)
+    assert any(problem in found for found in result.problems), (
+        f"with DISPYTCH_FAULTS_SEED={faults_seed}, {row.name} does not find that workers {mutation}: {result.problems}"
+    )

@@ -9,11 +9,14 @@ import pytest
 
 from tests.faults.broker import Broker
 from tests.faults.result import RESULT
-from tests.faults.rig import Rig
+from tests.faults.rig import HAS_PROC, Rig
 from tests.faults.soak import backlog, soak
 from tests.faults.task import Transport
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not HAS_PROC, reason="the system does not tell what a process holds"),
+]
 
 
 @pytest.fixture
