@@ -47,7 +47,7 @@ def shown(*things: Any) -> str:
     return "".join(f"{thing!r}{thing!s}{[thing]}" for thing in things)
 
 
-@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("url", URLS, ids=range(len(URLS)))
 async def test_where_nobody_listens(
     url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
