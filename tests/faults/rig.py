@@ -294,8 +294,8 @@ class Rig:
         return self.until(lambda: "is ready" in worker.log, alive=worker)
 
     def until_started(self, number: int, worker: Worker) -> bool:
-        """Waits until a worker has begun with so many handlers."""
-        return self.until(lambda: self.started(worker) >= number, alive=worker)
+        """Waits until a worker has begun with so many handlers, or nothing is left."""
+        return self.until(lambda: self.started(worker) >= number or self.all_handled(), alive=worker)
 
     def until_finished(self, number: int, worker: Worker) -> bool:
         """Waits until so many events were finished, as long as the worker lives."""
