@@ -390,6 +390,41 @@ async def test_a_batch_handler_beside_a_single_one(broker: MemoryBroker) -> None
     assert log.index("bulk [1, 3]") < log.index("single 2") < log.index("bulk [2]")
 
 
+async def test_no_worker_waits_with_an_event_for_its_batch(broker: MemoryBroker) -> None:
+    """Else there would be none left to run the batch, once as many events waited as there are workers."""
+    dispatcher = dispatcher_on(broker, concurrency=2)
+    single: list[int] = []
+    bulk: list[int] = []
+
+    @dispatcher.handler(Click)
+    async def one_by_one(event: Event[Click]) -> None:
+        single.append(event.body.n)
+
+    @dispatcher.handler(Click, batch=5, batch_wait=600)
+    async def many(events: list[Event[Click]]) -> None:
+        bulk.extend(numbers(events))
+
+    await handle(dispatcher, *clicks(10))
+    assert sorted(single) == sorted(bulk) == list(range(10))
+    assert dispatcher.health().in_flight == 0
+
+
+async def test_a_type_that_has_batches_only_beside_single_events_of_another(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker, concurrency=1)
+    log: list[Any] = []
+
+    @dispatcher.handler(topic="clicks", event="Other")
+    async def other(event: Event) -> None:
+        log.append("other")
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.01)
+    async def many(events: list[Event[Click]]) -> None:
+        log.append(numbers(events))
+
+    await handle(dispatcher, *clicks(2), Click(n=7, key="k"), Click(n=8, key="k"))
+    assert log == [[0, 1, 7], [8]]
+
+
 async def test_two_batch_handlers_each_get_all(broker: MemoryBroker) -> None:
     dispatcher = dispatcher_on(broker, max_deliveries=1)
     one: list[int] = []
