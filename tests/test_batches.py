@@ -21,6 +21,7 @@ from dispytch import (
     Router,
     SubscriptionParam,
 )
+from dispytch._runtime.batches import Collector
 from dispytch.ack import AckBeforeProcessing, ManualAck
 from dispytch.errors import RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
@@ -153,6 +154,28 @@ async def test_several_batches_at_once_share_no_key(broker: MemoryBroker) -> Non
     await handle(dispatcher, *clicks(200, keys=20))
     assert most > 1
     assert handled == {str(key): list(range(key, 200, 20)) for key in range(20)}
+
+
+async def test_what_waits_for_a_busy_key_costs_nothing(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = dispatcher_on(broker)
+    handled: list[list[int]] = []
+    looks: list[int] = []
+    take = Collector.take
+
+    def counting(self: Collector) -> Any:
+        looks.append(len(handled))
+        return take(self)
+
+    monkeypatch.setattr(Collector, "take", counting)
+
+    @dispatcher.handler(Click, batch=2, batch_wait=0, concurrency=2)
+    async def store(events: list[Event[Click]]) -> None:
+        handled.append(numbers(events))
+        await anyio.sleep(0.05)
+
+    await handle(dispatcher, *clicks(5, keys=1))
+    assert handled == [[0, 1], [2, 3], [4]]
+    assert len(looks) < 20
 
 
 async def test_a_failed_batch_is_tried_again_whole_then_dead_lettered() -> None:

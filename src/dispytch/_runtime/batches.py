@@ -110,7 +110,8 @@ class Collector:
         """Those of a batch are through, so that others of their lanes may follow."""
         if self._busy is not None:
             self._busy.difference_update(part.work.lane for part in parts if part.work.lane is not None)
-        self._look()
+        if parts:  # or what waits is of lanes that other batches are busy with: these will look
+            self._look()
 
     def wind_up(self) -> list[Part]:
         """Nothing more comes: what cannot be handed back is due now; returns what can."""
