@@ -22,6 +22,7 @@ from dispytch.middleware import (
     MemoryStore,
     Retry,
     Store,
+    Timeout,
 )
 from dispytch.testing import Faults
 from tests.helpers import dispatcher_on, emit, errors, handle, run, until
@@ -325,6 +326,49 @@ async def test_a_stop_hands_back_what_waits(broker: MemoryBroker) -> None:
     store.claim = claim  # type: ignore[method-assign]
     assert (handled, errors(broker)) == ([], [])
     await run(dispatcher)
+    assert handled == [1]
+
+
+async def test_what_a_stop_hands_back_has_used_up_no_delivery(broker: MemoryBroker) -> None:
+    """No handler has run, so none has failed."""
+    store = MemoryStore(60)
+    dispatcher = dispatcher_on(broker, middlewares=[Deduplicate(store)], max_deliveries=2)
+    attempts: list[int] = []
+    claims: list[str] = []
+    claim = store.claim
+
+    async def busy(key: str, token: str, claim_ttl: float) -> Claim:
+        claims.append(key)
+        return Claim.BUSY
+
+    @dispatcher.handler(Paid)
+    async def take(event: Event[Paid]) -> None:
+        attempts.append(event.meta.attempt)
+        raise OSError("always")
+
+    await emit(broker, Paid())
+    store.claim = busy  # type: ignore[method-assign]  # stands in for another process
+    with anyio.fail_after(20):
+        async with dispatcher.lifespan():
+            await until(lambda: claims)
+    store.claim = claim  # type: ignore[method-assign]
+    await run(dispatcher)
+    assert attempts == [1, 2]
+
+
+async def test_what_was_acknowledged_before_it_was_cut_off_is_handled(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker, middlewares=[Deduplicate(MemoryStore(60)), Timeout(0.01)])
+    handled: list[int] = []
+
+    @dispatcher.handler(Paid)
+    async def take(event: Event[Paid]) -> None:
+        handled.append(event.body.amount)
+        event.ack()
+        await anyio.sleep_forever()
+
+    paid = Paid()
+    await handle(dispatcher, paid)
+    await handle(dispatcher, paid)
     assert handled == [1]
 
 

@@ -16,7 +16,7 @@ from dispytch import Event, EventBase, EventDispatcher, Middleware, Redeliver, R
 from dispytch.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 from dispytch.errors import ConfigurationError, RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
-from dispytch.middleware import ExceptionInterceptor, Filter, FixedDelay, Retry
+from dispytch.middleware import ExceptionInterceptor, Filter, FixedDelay, Retry, Timeout
 from dispytch.testing import TestClock
 from tests.helpers import InstantClock, dispatcher_on, emit, errors, handle, run, until
 
@@ -232,6 +232,39 @@ async def test_an_acknowledgement_stands_if_middleware_fails_after_it(broker: Me
     await handle(dispatcher, Job())
     assert tries == [1]
     assert broker.dead_letters == []
+
+
+@pytest.mark.parametrize("word", ["ack", "reject"])
+async def test_what_is_settled_and_then_cut_off_is_not_called_again(word: str, broker: MemoryBroker) -> None:
+    """Not by a Retry around a Timeout, which cannot know."""
+    dispatcher = dispatcher_on(broker, max_deliveries=1)
+    tries: list[int] = []
+
+    @dispatcher.handler(Job, middlewares=[Retry(FixedDelay(3, delay_sec=0)), Timeout(0.01)])
+    async def work(event: Event[Job]) -> None:
+        tries.append(event.body.n)
+        event.ack() if word == "ack" else event.reject("no use")
+        await anyio.sleep(60)
+
+    await handle(dispatcher, Job())
+    assert tries == [1]
+    assert errors(broker) == ([] if word == "ack" else ["Reject: no use"])
+
+
+async def test_idle_waits_for_a_handler_that_goes_on_after_its_ack(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    over: list[int] = []
+
+    @dispatcher.handler(Job)
+    async def work(event: Event[Job]) -> None:
+        event.ack()
+        await anyio.sleep(0.05)
+        over.append(event.body.n)
+
+    await emit(broker, Job())
+    async with dispatcher.lifespan():
+        await dispatcher.idle()
+        assert over == [1]
 
 
 async def test_plain_functions_and_other_threads_settle(broker: MemoryBroker) -> None:

@@ -86,7 +86,10 @@ class Deduplicate(Middleware):
             try:
                 result = await call_next(ctx)
             except BaseException:
-                await self._release(ctx, key, token)
+                if ctx.is_acked:  # cut off afterwards, which changes nothing
+                    await self._complete(ctx, key)
+                else:
+                    await self._release(ctx, key, token)
                 raise
             await self._complete(ctx, key)
             return result
