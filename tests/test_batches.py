@@ -22,6 +22,7 @@ from dispytch import (
     SubscriptionParam,
 )
 from dispytch._runtime.batches import Collector
+from dispytch.abc import Delivery
 from dispytch.ack import AckBeforeProcessing, ManualAck
 from dispytch.errors import RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
@@ -466,6 +467,37 @@ async def test_two_batch_handlers_each_get_all(broker: MemoryBroker) -> None:
     assert one == two == list(range(7))
     assert len(broker.dead_letters) == 7
     assert dispatcher.health().in_flight == 0
+
+
+class Fickle(MemoryConsumer):
+    """A consumer whose events become somebody else's."""
+
+    is_lost = False
+
+    def is_stale(self, delivery: Delivery) -> bool:
+        return self.is_lost
+
+
+async def test_what_becomes_stale_while_it_waits_for_two_batches_is_let_go_once(broker: MemoryBroker) -> None:
+    consumer = Fickle(broker)
+    dispatcher = EventDispatcher(consumer)
+    handled: list[int] = []
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.05)
+    async def first(events: list[Event[Click]]) -> None:
+        handled.extend(numbers(events))
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.05)
+    async def second(events: list[Event[Click]]) -> None:
+        handled.extend(numbers(events))
+
+    await emit(broker, *clicks(3))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().unsettled == 3)
+        consumer.is_lost = True
+        await until(lambda: dispatcher.health().unsettled <= 0 and not dispatcher.health().queued)
+        assert dispatcher.health().unsettled == 0
+    assert handled == []
 
 
 async def test_a_stop_hands_back_what_waits_and_finishes_what_runs() -> None:

@@ -80,9 +80,10 @@ class Work:
         self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
 
     def forget(self) -> None:
-        """It is somebody else's by now: nothing is to be told to the consumer."""
-        self.is_settled = True
-        self.link.let_go(1)
+        """It is somebody else's by now: nothing is to be told to the consumer. Only the first time counts."""
+        if not self.is_settled:
+            self.is_settled = True
+            self.link.let_go(1)
 
 
 class Verdict:
