@@ -18,6 +18,7 @@ from dispytch import (
     EventHandlerContext,
     Middleware,
     NextCall,
+    Redeliver,
     Router,
     SubscriptionParam,
 )
@@ -498,6 +499,34 @@ async def test_what_becomes_stale_while_it_waits_for_two_batches_is_let_go_once(
         await until(lambda: dispatcher.health().unsettled <= 0 and not dispatcher.health().queued)
         assert dispatcher.health().unsettled == 0
     assert handled == []
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+async def test_what_becomes_stale_in_a_back_off_is_not_tried_again(batch: int | None) -> None:
+    clock = TestClock()
+    consumer = Fickle(MemoryBroker(clock))
+    dispatcher = EventDispatcher(consumer)
+    tries: list[int] = []
+
+    async def fail(events: list[Event[Click]]) -> None:
+        tries.extend(numbers(events))
+        raise Redeliver(delay=10)
+
+    async def fail_single(event: Event[Click]) -> None:
+        await fail([event])
+
+    if batch:
+        dispatcher.handler(Click, batch=batch, batch_wait=0)(fail)
+    else:
+        dispatcher.handler(Click)(fail_single)
+    await emit(consumer.broker, *clicks(2))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().failed == 2 and clock.sleepers)
+        consumer.is_lost = True
+        clock.advance(11)
+        await until(lambda: dispatcher.health().in_flight == 0)
+        assert dispatcher.health().unsettled == 0
+    assert tries == [0, 1]
 
 
 async def test_a_stop_hands_back_what_waits_and_finishes_what_runs() -> None:

@@ -190,8 +190,14 @@ async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> N
                 for part in again:
                     part.report(RELEASED)
                 return
-            trials.counts.redelivered += len(again)
-        left = again
+        left = []
+        for part in again:
+            if part.work.is_stale:
+                part.work.forget()
+                part.report(RELEASED)
+            else:
+                left.append(part)
+        trials.counts.redelivered += len(left)
 
 
 def _read(

@@ -81,6 +81,9 @@ class Trials:
             )
             if not await work.pause(judged):
                 return RELEASED
+            if work.is_stale:
+                work.forget()
+                return RELEASED
             self.counts.redelivered += 1
             ctx = self.context(work, bound, params, ctx.failures)
             again = await try_once(bound, ctx, work.opened)

@@ -158,7 +158,7 @@ class Workers:
                 work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
                 done(work)
                 continue
-            if _is_stale(work):
+            if work.is_stale:
                 work.forget()
                 done(work)
                 continue
@@ -242,7 +242,7 @@ class Workers:
             work = part.work
             if self.trials.stopping and part.can_wait:
                 part.report(RELEASED)
-            elif _is_stale(work):
+            elif work.is_stale:
                 work.forget()
                 part.report(RELEASED)
             else:
@@ -297,8 +297,3 @@ class _Gathering:
             workers.running.pop(id(self.work), None)
         if self.has_lane:
             workers.lanes.done(self.work)
-
-
-def _is_stale(work: Work) -> bool:
-    is_stale: Any = work.link.is_stale
-    return is_stale is not None and not work.route.ack_first and is_stale(work.opened.delivery)
