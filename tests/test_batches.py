@@ -415,6 +415,24 @@ async def test_a_batch_handler_beside_a_single_one(broker: MemoryBroker) -> None
     assert log.index("bulk [1, 3]") < log.index("single 2") < log.index("bulk [2]")
 
 
+async def test_batches_of_several_handlers_can_fill_up_side_by_side(broker: MemoryBroker) -> None:
+    """What is held has room for all of them, or each would wait in vain for what is not asked for."""
+    dispatcher = dispatcher_on(broker, concurrency=1)
+    sizes: list[int] = []
+
+    async def store(events: list[Event[Click]]) -> None:
+        sizes.append(len(events))
+
+    for kind in "abcde":
+        dispatcher.handler(topic="clicks", event=kind, batch=20, batch_wait=600, concurrency=1)(store)
+    for _ in range(40):
+        for kind in "abcde":
+            headers = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"/"), ("ce_type", kind.encode())]
+            publish(broker, "clicks", b'{"n": 1}', headers)
+    await run(dispatcher)
+    assert sizes == [20] * 10
+
+
 async def test_no_worker_waits_with_an_event_for_its_batch(broker: MemoryBroker) -> None:
     """Else there would be none left to run the batch, once as many events waited as there are workers."""
     dispatcher = dispatcher_on(broker, concurrency=2)
@@ -521,7 +539,7 @@ async def test_what_becomes_stale_in_a_back_off_is_not_tried_again(batch: int | 
         dispatcher.handler(Click)(fail_single)
     await emit(consumer.broker, *clicks(2))
     async with dispatcher.lifespan():
-        await until(lambda: dispatcher.health().failed == 2 and clock.sleepers)
+        await until(lambda: dispatcher.health().failed == 2 and clock.sleepers == (1 if batch else 2))
         consumer.is_lost = True
         clock.advance(11)
         await until(lambda: dispatcher.health().in_flight == 0)
