@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -367,6 +368,25 @@ async def test_a_nack_that_a_stop_meets_is_handed_back_with_its_count() -> None:
 async def test_a_negative_delay_is_refused(delay: float) -> None:
     with pytest.raises(ConfigurationError, match=r"a delay is in seconds, from 0 on"):
         Event(Job()).nack(delay=delay)
+
+
+@pytest.mark.parametrize("delay", [-1.0, float("nan"), float("inf"), "5", timedelta(seconds=5)], ids=str)
+async def test_a_delay_that_nobody_can_wait_for_is_the_failure_of_its_handler(delay: Any, broker: MemoryBroker) -> None:
+    """And not of the dispatcher, which would have to wait."""
+    dispatcher = dispatcher_on(broker, max_deliveries=1)
+
+    @dispatcher.handler(Job)
+    async def work(event: Event[Job]) -> None:
+        raise Redeliver(delay=delay)
+
+    @dispatcher.handler(Job)
+    async def other(event: Event[Job]) -> None:
+        event.nack(delay)
+
+    await handle(dispatcher, Job())
+    first, second = sorted(errors(broker))
+    assert first.startswith("ConfigurationError: Redeliver(delay=")
+    assert second.startswith("ConfigurationError: nack(delay=")
 
 
 async def test_events_of_tests_and_copies_are_settled_without_effect(broker: MemoryBroker) -> None:
