@@ -452,6 +452,23 @@ async def test_no_worker_waits_with_an_event_for_its_batch(broker: MemoryBroker)
     assert dispatcher.health().in_flight == 0
 
 
+async def test_what_waits_for_a_batch_takes_no_room_at_other_handlers(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    single: list[int] = []
+    bulk: list[int] = []
+
+    @dispatcher.handler(Click, concurrency=1)
+    async def one_by_one(event: Event[Click]) -> None:
+        single.append(event.body.n)
+
+    @dispatcher.handler(Click, batch=5, batch_wait=600)
+    async def many(events: list[Event[Click]]) -> None:
+        bulk.extend(numbers(events))
+
+    await handle(dispatcher, *clicks(5))
+    assert single == bulk == list(range(5))
+
+
 async def test_a_type_that_has_batches_only_beside_single_events_of_another(broker: MemoryBroker) -> None:
     dispatcher = dispatcher_on(broker, concurrency=1)
     log: list[Any] = []

@@ -235,6 +235,34 @@ async def test_an_acknowledgement_stands_if_middleware_fails_after_it(broker: Me
     assert broker.dead_letters == []
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+async def test_an_ack_during_the_back_off_saves_the_next_try(batch: int | None) -> None:
+    """As where a handler hands its event to somebody else, and that one is done with it a little late."""
+    clock = TestClock()
+    broker = MemoryBroker(clock)
+    dispatcher = dispatcher_on(broker, default_ack_policy=ManualAck(), max_deliveries=5)
+    given: list[Event[Job]] = []
+
+    async def take(event: Event[Job]) -> None:
+        given.append(event)
+
+    async def take_many(events: list[Event[Job]]) -> None:
+        given.extend(events)
+
+    if batch:
+        dispatcher.handler(Job, batch=batch)(take_many)
+    else:
+        dispatcher.handler(Job)(take)
+    await emit(broker, Job())
+    async with dispatcher.lifespan():
+        await until(lambda: given and clock.sleepers)
+        given[0].ack()
+        await until(lambda: dispatcher.health().unsettled == 0)
+        clock.advance(60)
+        await until(lambda: dispatcher.health().handled == 1 or len(given) > 1)
+    assert len(given) == 1
+
+
 @pytest.mark.parametrize("word", ["ack", "reject"])
 async def test_what_is_settled_and_then_cut_off_is_not_called_again(word: str, broker: MemoryBroker) -> None:
     """Not by a Retry around a Timeout, which cannot know."""

@@ -195,6 +195,8 @@ async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> N
             if part.work.is_stale:
                 part.work.forget()
                 part.report(RELEASED)
+            elif part.work.is_settled:
+                part.report(DONE)  # by a word that came after the handler had failed
             else:
                 left.append(part)
         trials.counts.redelivered += len(left)

@@ -84,6 +84,8 @@ class Trials:
             if work.is_stale:
                 work.forget()
                 return RELEASED
+            if work.is_settled:
+                return DONE  # by a word that came after the handler had failed, from a thread or task of its own
             self.counts.redelivered += 1
             ctx = self.context(work, bound, params, ctx.failures)
             again = await try_once(bound, ctx, work.opened)

@@ -231,7 +231,10 @@ class Workers:
             for number, (bound, params) in enumerate(matches):
                 if bound.batching is None:
                     group.start_soon(deliver, number, bound, params)
-        gathering.has_lane = not gathering.is_complete
+        if not gathering.is_complete:
+            gathering.has_lane = True
+            self.lanes.free_limits(work)  # which are those of the handlers that are through
+            work.limits = ()
         return gathering.is_complete
 
     async def _handle_batch(self, collector: Collector) -> None:
