@@ -540,6 +540,8 @@ async def test_wrong_arguments(broker: MemoryBroker) -> None:
         DeadLetters(consumer, "topic", consumer)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="idle"):
         DeadLetters(consumer, "topic", producer, idle=0)
+    with pytest.raises(ConfigurationError, match="idle"):
+        DeadLetters(consumer, "topic", producer, idle=None)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="window"):
         DeadLetters(consumer, "topic", producer, window=0)
     with pytest.raises(ConfigurationError, match="dead-letter topic"):

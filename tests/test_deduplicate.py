@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -119,8 +120,8 @@ async def test_what_has_expired_takes_no_room() -> None:
     assert len(store) <= 10 + 5
 
 
-@pytest.mark.parametrize("ttl", [0, -1, float("nan")])
-async def test_a_ttl_must_be_positive(ttl: float) -> None:
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), "60", timedelta(hours=1)], ids=str)
+async def test_a_ttl_must_be_positive(ttl: Any) -> None:
     with pytest.raises(ConfigurationError, match="ttl="):
         MemoryStore(ttl)
 
@@ -128,8 +129,12 @@ async def test_a_ttl_must_be_positive(ttl: float) -> None:
 async def test_wrong_options_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Deduplicate\(MemoryStore"):
         Deduplicate("redis://localhost")  # type: ignore[arg-type]  # what is refused
+    with pytest.raises(ConfigurationError, match=r"not the class MemoryStore; for instance"):
+        Deduplicate(MemoryStore)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="claim_ttl"):
         Deduplicate(MemoryStore(1), claim_ttl=0)
+    with pytest.raises(ConfigurationError, match="claim_ttl"):
+        Deduplicate(MemoryStore(1), claim_ttl=timedelta(minutes=5))  # type: ignore[arg-type]  # what is refused
 
 
 # --- the middleware

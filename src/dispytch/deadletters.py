@@ -106,7 +106,7 @@ class DeadLetters:
                 f"{type(producer).__name__} publishes by another transport than {type(consumer).__name__}, and letters "
                 "go back to where they came from; give a producer of the same"
             )
-        if not idle > 0:
+        if not (isinstance(idle, int | float) and idle > 0):
             raise ConfigurationError(
                 f"idle={idle!r}: give the seconds without a letter after which there are none left"
             )
