@@ -180,6 +180,23 @@ async def test_what_waits_for_a_busy_key_costs_nothing(broker: MemoryBroker, mon
     assert len(looks) < 20
 
 
+async def test_health_counts_the_events_that_wait(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    gate = anyio.Event()
+
+    @dispatcher.handler(Click, batch=2, batch_wait=0)
+    async def store(events: list[Event[Click]]) -> None:
+        await gate.wait()
+
+    await emit(broker, *clicks(5))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().in_flight == 2)
+        assert (dispatcher.health().queued, dispatcher.health().unsettled) == (3, 5)
+        gate.set()
+        await dispatcher.idle()
+        assert dispatcher.health().queued == 0
+
+
 async def test_a_failed_batch_is_tried_again_whole_then_dead_lettered() -> None:
     clock = InstantClock()
     broker = MemoryBroker(clock)

@@ -65,7 +65,7 @@ class Collector:
         self._clock = clock
         self._push = push
         self._waiting: deque[Part] = deque()
-        self._is_due = False
+        self.is_due = False
         """It is in the lanes."""
         self._is_last = False
         """Nothing more comes, so there is nothing to wait for."""
@@ -84,7 +84,7 @@ class Collector:
 
     def take(self) -> list[Part]:
         """The next batch: up to ``size`` events, of no lane that another batch is busy with."""
-        self._is_due = False
+        self.is_due = False
         taken: list[Part] = []
         waiting = self._waiting
         if self._busy is None:
@@ -123,26 +123,27 @@ class Collector:
 
     def give_up(self) -> list[Part]:
         """Removes and returns all that waits."""
+        self.is_due = False
         left = [*self._waiting]
         self._waiting.clear()
         return left
 
     def _look(self) -> None:
-        if self._waiting and not self._is_due:
+        if self._waiting and not self.is_due:
             if len(self._waiting) >= self.size or self._is_last:
                 self._fall_due()
             else:
                 self._begun.set()
 
     def _fall_due(self) -> None:
-        self._is_due = True
+        self.is_due = True
         self._push(self)
 
     async def keep_time(self) -> None:
         """Has a batch fall due when its first event has waited long enough; until it is cancelled."""
         while True:
             await self._begun.wait()
-            while self._waiting and not self._is_due:
+            while self._waiting and not self.is_due:
                 waited = self._clock.time() - self._waiting[0].since
                 if not 0 <= waited < self.wait:  # below 0 the clock was set back
                     self._fall_due()

@@ -89,7 +89,8 @@ class Workers:
     @property
     def queued(self) -> int:
         """How many events wait for their turn."""
-        return len(self.lanes) + sum(map(len, self._collectors.values()))
+        # A collector that is due is in the lanes itself, and is no event.
+        return len(self.lanes) + sum(len(one) - one.is_due for one in self._collectors.values())
 
     def timers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What has to run as long as events are fed, so that batches fall due."""
