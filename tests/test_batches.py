@@ -18,9 +18,12 @@ from dispytch import (
     EventHandlerContext,
     Middleware,
     NextCall,
+    Redeliver,
     Router,
     SubscriptionParam,
 )
+from dispytch._runtime.batches import Collector
+from dispytch.abc import Delivery
 from dispytch.ack import AckBeforeProcessing, ManualAck
 from dispytch.errors import RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
@@ -153,6 +156,45 @@ async def test_several_batches_at_once_share_no_key(broker: MemoryBroker) -> Non
     await handle(dispatcher, *clicks(200, keys=20))
     assert most > 1
     assert handled == {str(key): list(range(key, 200, 20)) for key in range(20)}
+
+
+async def test_what_waits_for_a_busy_key_costs_nothing(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = dispatcher_on(broker)
+    handled: list[list[int]] = []
+    looks: list[int] = []
+    take = Collector.take
+
+    def counting(self: Collector) -> Any:
+        looks.append(len(handled))
+        return take(self)
+
+    monkeypatch.setattr(Collector, "take", counting)
+
+    @dispatcher.handler(Click, batch=2, batch_wait=0, concurrency=2)
+    async def store(events: list[Event[Click]]) -> None:
+        handled.append(numbers(events))
+        await anyio.sleep(0.05)
+
+    await handle(dispatcher, *clicks(5, keys=1))
+    assert handled == [[0, 1], [2, 3], [4]]
+    assert len(looks) < 20
+
+
+async def test_health_counts_the_events_that_wait(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    gate = anyio.Event()
+
+    @dispatcher.handler(Click, batch=2, batch_wait=0)
+    async def store(events: list[Event[Click]]) -> None:
+        await gate.wait()
+
+    await emit(broker, *clicks(5))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().in_flight == 2)
+        assert (dispatcher.health().queued, dispatcher.health().unsettled) == (3, 5)
+        gate.set()
+        await dispatcher.idle()
+        assert dispatcher.health().queued == 0
 
 
 async def test_a_failed_batch_is_tried_again_whole_then_dead_lettered() -> None:
@@ -390,6 +432,76 @@ async def test_a_batch_handler_beside_a_single_one(broker: MemoryBroker) -> None
     assert log.index("bulk [1, 3]") < log.index("single 2") < log.index("bulk [2]")
 
 
+async def test_batches_of_several_handlers_can_fill_up_side_by_side(broker: MemoryBroker) -> None:
+    """What is held has room for all of them, or each would wait in vain for what is not asked for."""
+    dispatcher = dispatcher_on(broker, concurrency=1)
+    sizes: list[int] = []
+
+    async def store(events: list[Event[Click]]) -> None:
+        sizes.append(len(events))
+
+    for kind in "abcde":
+        dispatcher.handler(topic="clicks", event=kind, batch=20, batch_wait=600, concurrency=1)(store)
+    for _ in range(40):
+        for kind in "abcde":
+            headers = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"/"), ("ce_type", kind.encode())]
+            publish(broker, "clicks", b'{"n": 1}', headers)
+    await run(dispatcher)
+    assert sizes == [20] * 10
+
+
+async def test_no_worker_waits_with_an_event_for_its_batch(broker: MemoryBroker) -> None:
+    """Else there would be none left to run the batch, once as many events waited as there are workers."""
+    dispatcher = dispatcher_on(broker, concurrency=2)
+    single: list[int] = []
+    bulk: list[int] = []
+
+    @dispatcher.handler(Click)
+    async def one_by_one(event: Event[Click]) -> None:
+        single.append(event.body.n)
+
+    @dispatcher.handler(Click, batch=5, batch_wait=600)
+    async def many(events: list[Event[Click]]) -> None:
+        bulk.extend(numbers(events))
+
+    await handle(dispatcher, *clicks(10))
+    assert sorted(single) == sorted(bulk) == list(range(10))
+    assert dispatcher.health().in_flight == 0
+
+
+async def test_what_waits_for_a_batch_takes_no_room_at_other_handlers(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    single: list[int] = []
+    bulk: list[int] = []
+
+    @dispatcher.handler(Click, concurrency=1)
+    async def one_by_one(event: Event[Click]) -> None:
+        single.append(event.body.n)
+
+    @dispatcher.handler(Click, batch=5, batch_wait=600)
+    async def many(events: list[Event[Click]]) -> None:
+        bulk.extend(numbers(events))
+
+    await handle(dispatcher, *clicks(5))
+    assert single == bulk == list(range(5))
+
+
+async def test_a_type_that_has_batches_only_beside_single_events_of_another(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker, concurrency=1)
+    log: list[Any] = []
+
+    @dispatcher.handler(topic="clicks", event="Other")
+    async def other(event: Event) -> None:
+        log.append("other")
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.01)
+    async def many(events: list[Event[Click]]) -> None:
+        log.append(numbers(events))
+
+    await handle(dispatcher, *clicks(2), Click(n=7, key="k"), Click(n=8, key="k"))
+    assert log == [[0, 1, 7], [8]]
+
+
 async def test_two_batch_handlers_each_get_all(broker: MemoryBroker) -> None:
     dispatcher = dispatcher_on(broker, max_deliveries=1)
     one: list[int] = []
@@ -408,6 +520,65 @@ async def test_two_batch_handlers_each_get_all(broker: MemoryBroker) -> None:
     assert one == two == list(range(7))
     assert len(broker.dead_letters) == 7
     assert dispatcher.health().in_flight == 0
+
+
+class Fickle(MemoryConsumer):
+    """A consumer whose events become somebody else's."""
+
+    is_lost = False
+
+    def is_stale(self, delivery: Delivery) -> bool:
+        return self.is_lost
+
+
+async def test_what_becomes_stale_while_it_waits_for_two_batches_is_let_go_once(broker: MemoryBroker) -> None:
+    consumer = Fickle(broker)
+    dispatcher = EventDispatcher(consumer)
+    handled: list[int] = []
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.05)
+    async def first(events: list[Event[Click]]) -> None:
+        handled.extend(numbers(events))
+
+    @dispatcher.handler(Click, batch=5, batch_wait=0.05)
+    async def second(events: list[Event[Click]]) -> None:
+        handled.extend(numbers(events))
+
+    await emit(broker, *clicks(3))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().unsettled == 3)
+        consumer.is_lost = True
+        await until(lambda: dispatcher.health().unsettled <= 0 and not dispatcher.health().queued)
+        assert dispatcher.health().unsettled == 0
+    assert handled == []
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+async def test_what_becomes_stale_in_a_back_off_is_not_tried_again(batch: int | None) -> None:
+    clock = TestClock()
+    consumer = Fickle(MemoryBroker(clock))
+    dispatcher = EventDispatcher(consumer)
+    tries: list[int] = []
+
+    async def fail(events: list[Event[Click]]) -> None:
+        tries.extend(numbers(events))
+        raise Redeliver(delay=10)
+
+    async def fail_single(event: Event[Click]) -> None:
+        await fail([event])
+
+    if batch:
+        dispatcher.handler(Click, batch=batch, batch_wait=0)(fail)
+    else:
+        dispatcher.handler(Click)(fail_single)
+    await emit(consumer.broker, *clicks(2))
+    async with dispatcher.lifespan():
+        await until(lambda: dispatcher.health().failed == 2 and clock.sleepers == (1 if batch else 2))
+        consumer.is_lost = True
+        clock.advance(11)
+        await until(lambda: dispatcher.health().in_flight == 0)
+        assert dispatcher.health().unsettled == 0
+    assert tries == [0, 1]
 
 
 async def test_a_stop_hands_back_what_waits_and_finishes_what_runs() -> None:
@@ -540,6 +711,9 @@ def _with_single_provider(events: list[Event[Click]], made: Annotated[str, Depen
         (_with_single_provider, {"batch": 3}, r"_provider .*parameter 'event' takes one event"),
         (_bulk, {"batch": 0}, r"batch= is the most events of one call, at least 1, not 0"),
         (_bulk, {"batch": "3"}, r"not '3'"),
+        (_bulk, {"batch": True}, r"not True"),
+        (_bulk, {"batch": 3, "concurrency": "2"}, r"concurrency must be at least 1, not '2'"),
+        (_bulk, {"batch": 3, "batch_wait": None}, r"batch_wait= is in seconds"),
         (_bulk, {"batch": 3, "batch_wait": -1}, r"batch_wait= is in seconds"),
         (_bulk, {"batch": 3, "batch_wait": float("nan")}, r"batch_wait= is in seconds"),
         (_bulk, {"batch": 3, "middlewares": [Filter(lambda ctx: True)]}, r"Filter decides on single events"),

@@ -219,6 +219,19 @@ async def test_a_filter_and_a_limit_leave_the_others(workshop: Workshop, dead: D
     assert [letter.key async for letter in dead.read()] == [b"c"]
 
 
+async def test_a_filter_may_be_async(workshop: Workshop, dead: DeadLetters) -> None:
+    """One that was not awaited would be true of all letters."""
+
+    async def where(letter: Letter) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return letter.key == b"b"
+
+    assert await dead.drop(where) == Report(dropped=1, kept=2, is_complete=True)
+    assert [letter.key async for letter in dead.read()] == [b"a", b"c"]
+    with pytest.raises(ConfigurationError, match="give a function"):
+        await dead.drop("b")  # type: ignore[arg-type]
+
+
 async def test_a_filter_that_fails_changes_nothing(workshop: Workshop, dead: DeadLetters) -> None:
     def where(letter: Letter) -> bool:
         raise ValueError("a mistake")
@@ -527,6 +540,8 @@ async def test_wrong_arguments(broker: MemoryBroker) -> None:
         DeadLetters(consumer, "topic", consumer)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="idle"):
         DeadLetters(consumer, "topic", producer, idle=0)
+    with pytest.raises(ConfigurationError, match="idle"):
+        DeadLetters(consumer, "topic", producer, idle=None)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="window"):
         DeadLetters(consumer, "topic", producer, window=0)
     with pytest.raises(ConfigurationError, match="dead-letter topic"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from dispytch.middleware import (
     MemoryStore,
     Retry,
     Store,
+    Timeout,
 )
 from dispytch.testing import Faults
 from tests.helpers import dispatcher_on, emit, errors, handle, run, until
@@ -118,8 +120,8 @@ async def test_what_has_expired_takes_no_room() -> None:
     assert len(store) <= 10 + 5
 
 
-@pytest.mark.parametrize("ttl", [0, -1, float("nan")])
-async def test_a_ttl_must_be_positive(ttl: float) -> None:
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), "60", timedelta(hours=1)], ids=str)
+async def test_a_ttl_must_be_positive(ttl: Any) -> None:
     with pytest.raises(ConfigurationError, match="ttl="):
         MemoryStore(ttl)
 
@@ -127,8 +129,12 @@ async def test_a_ttl_must_be_positive(ttl: float) -> None:
 async def test_wrong_options_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Deduplicate\(MemoryStore"):
         Deduplicate("redis://localhost")  # type: ignore[arg-type]  # what is refused
+    with pytest.raises(ConfigurationError, match=r"not the class MemoryStore; for instance"):
+        Deduplicate(MemoryStore)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ConfigurationError, match="claim_ttl"):
         Deduplicate(MemoryStore(1), claim_ttl=0)
+    with pytest.raises(ConfigurationError, match="claim_ttl"):
+        Deduplicate(MemoryStore(1), claim_ttl=timedelta(minutes=5))  # type: ignore[arg-type]  # what is refused
 
 
 # --- the middleware
@@ -325,6 +331,49 @@ async def test_a_stop_hands_back_what_waits(broker: MemoryBroker) -> None:
     store.claim = claim  # type: ignore[method-assign]
     assert (handled, errors(broker)) == ([], [])
     await run(dispatcher)
+    assert handled == [1]
+
+
+async def test_what_a_stop_hands_back_has_used_up_no_delivery(broker: MemoryBroker) -> None:
+    """No handler has run, so none has failed."""
+    store = MemoryStore(60)
+    dispatcher = dispatcher_on(broker, middlewares=[Deduplicate(store)], max_deliveries=2)
+    attempts: list[int] = []
+    claims: list[str] = []
+    claim = store.claim
+
+    async def busy(key: str, token: str, claim_ttl: float) -> Claim:
+        claims.append(key)
+        return Claim.BUSY
+
+    @dispatcher.handler(Paid)
+    async def take(event: Event[Paid]) -> None:
+        attempts.append(event.meta.attempt)
+        raise OSError("always")
+
+    await emit(broker, Paid())
+    store.claim = busy  # type: ignore[method-assign]  # stands in for another process
+    with anyio.fail_after(20):
+        async with dispatcher.lifespan():
+            await until(lambda: claims)
+    store.claim = claim  # type: ignore[method-assign]
+    await run(dispatcher)
+    assert attempts == [1, 2]
+
+
+async def test_what_was_acknowledged_before_it_was_cut_off_is_handled(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker, middlewares=[Deduplicate(MemoryStore(60)), Timeout(0.01)])
+    handled: list[int] = []
+
+    @dispatcher.handler(Paid)
+    async def take(event: Event[Paid]) -> None:
+        handled.append(event.body.amount)
+        event.ack()
+        await anyio.sleep_forever()
+
+    paid = Paid()
+    await handle(dispatcher, paid)
+    await handle(dispatcher, paid)
     assert handled == [1]
 
 

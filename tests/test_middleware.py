@@ -31,6 +31,7 @@ from dispytch.middleware import (
     ExceptionInterceptor,
     ExponentialBackoffWithFullJitter,
     Filter,
+    FixedDelay,
     Retry,
     RetryPolicy,
     Timeout,
@@ -789,3 +790,35 @@ async def test_a_lock_a_filter_and_retries_together(broker: MemoryBroker) -> Non
     assert tries == {0: 3, 2: 3, 4: 3, 6: 3, 8: 3}
     assert gauge.most == {"a": 1}
     assert broker.dead_letters == []
+
+
+@pytest.mark.anyio
+async def test_an_interceptor_handles_nothing_that_a_stop_has_cut_short() -> None:
+    """Else the event would be acknowledged with tries left, which might have succeeded."""
+    clock = TestClock()  # never advanced
+    broker = MemoryBroker(clock)
+    intercepted: list[str] = []
+    attempts: list[int] = []
+
+    def note(ctx: EventHandlerContext, error: OSError) -> None:
+        intercepted.append(str(error))
+
+    def dispatcher() -> EventDispatcher:
+        made = EventDispatcher(MemoryConsumer(broker))
+
+        @made.handler(
+            topic="flaky",
+            middlewares=[ExceptionInterceptor({OSError: note}), Retry(FixedDelay(3, delay_sec=10))],
+        )
+        async def flaky(event: Event) -> None:
+            attempts.append(event.meta.attempt)
+            if len(attempts) == 1:
+                raise OSError("not yet")
+
+        return made
+
+    publish(broker, "flaky", b"{}")
+    async with dispatcher().lifespan():
+        await until(lambda: clock.sleepers)
+    await run(dispatcher())
+    assert (intercepted, attempts) == ([], [1, 2])

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from dispytch import Event, EventBase, EventDispatcher, Middleware, Redeliver, R
 from dispytch.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 from dispytch.errors import ConfigurationError, RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
-from dispytch.middleware import ExceptionInterceptor, Filter, FixedDelay, Retry
+from dispytch.middleware import ExceptionInterceptor, Filter, FixedDelay, Retry, Timeout
 from dispytch.testing import TestClock
 from tests.helpers import InstantClock, dispatcher_on, emit, errors, handle, run, until
 
@@ -234,6 +235,67 @@ async def test_an_acknowledgement_stands_if_middleware_fails_after_it(broker: Me
     assert broker.dead_letters == []
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+async def test_an_ack_during_the_back_off_saves_the_next_try(batch: int | None) -> None:
+    """As where a handler hands its event to somebody else, and that one is done with it a little late."""
+    clock = TestClock()
+    broker = MemoryBroker(clock)
+    dispatcher = dispatcher_on(broker, default_ack_policy=ManualAck(), max_deliveries=5)
+    given: list[Event[Job]] = []
+
+    async def take(event: Event[Job]) -> None:
+        given.append(event)
+
+    async def take_many(events: list[Event[Job]]) -> None:
+        given.extend(events)
+
+    if batch:
+        dispatcher.handler(Job, batch=batch)(take_many)
+    else:
+        dispatcher.handler(Job)(take)
+    await emit(broker, Job())
+    async with dispatcher.lifespan():
+        await until(lambda: given and clock.sleepers)
+        given[0].ack()
+        await until(lambda: dispatcher.health().unsettled == 0)
+        clock.advance(60)
+        await until(lambda: dispatcher.health().handled == 1 or len(given) > 1)
+    assert len(given) == 1
+
+
+@pytest.mark.parametrize("word", ["ack", "reject"])
+async def test_what_is_settled_and_then_cut_off_is_not_called_again(word: str, broker: MemoryBroker) -> None:
+    """Not by a Retry around a Timeout, which cannot know."""
+    dispatcher = dispatcher_on(broker, max_deliveries=1)
+    tries: list[int] = []
+
+    @dispatcher.handler(Job, middlewares=[Retry(FixedDelay(3, delay_sec=0)), Timeout(0.01)])
+    async def work(event: Event[Job]) -> None:
+        tries.append(event.body.n)
+        event.ack() if word == "ack" else event.reject("no use")
+        await anyio.sleep(60)
+
+    await handle(dispatcher, Job())
+    assert tries == [1]
+    assert errors(broker) == ([] if word == "ack" else ["Reject: no use"])
+
+
+async def test_idle_waits_for_a_handler_that_goes_on_after_its_ack(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker)
+    over: list[int] = []
+
+    @dispatcher.handler(Job)
+    async def work(event: Event[Job]) -> None:
+        event.ack()
+        await anyio.sleep(0.05)
+        over.append(event.body.n)
+
+    await emit(broker, Job())
+    async with dispatcher.lifespan():
+        await dispatcher.idle()
+        assert over == [1]
+
+
 async def test_plain_functions_and_other_threads_settle(broker: MemoryBroker) -> None:
     dispatcher = dispatcher_on(broker, default_ack_policy=ManualAck(), max_deliveries=1)
     gate = threading.Event()
@@ -334,6 +396,25 @@ async def test_a_nack_that_a_stop_meets_is_handed_back_with_its_count() -> None:
 async def test_a_negative_delay_is_refused(delay: float) -> None:
     with pytest.raises(ConfigurationError, match=r"a delay is in seconds, from 0 on"):
         Event(Job()).nack(delay=delay)
+
+
+@pytest.mark.parametrize("delay", [-1.0, float("nan"), float("inf"), "5", timedelta(seconds=5)], ids=str)
+async def test_a_delay_that_nobody_can_wait_for_is_the_failure_of_its_handler(delay: Any, broker: MemoryBroker) -> None:
+    """And not of the dispatcher, which would have to wait."""
+    dispatcher = dispatcher_on(broker, max_deliveries=1)
+
+    @dispatcher.handler(Job)
+    async def work(event: Event[Job]) -> None:
+        raise Redeliver(delay=delay)
+
+    @dispatcher.handler(Job)
+    async def other(event: Event[Job]) -> None:
+        event.nack(delay)
+
+    await handle(dispatcher, Job())
+    first, second = sorted(errors(broker))
+    assert first.startswith("ConfigurationError: Redeliver(delay=")
+    assert second.startswith("ConfigurationError: nack(delay=")
 
 
 async def test_events_of_tests_and_copies_are_settled_without_effect(broker: MemoryBroker) -> None:

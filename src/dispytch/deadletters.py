@@ -26,13 +26,14 @@ from dispytch._runtime.sweep import InOrder, OneByOne, Sweep, Tail
 from dispytch._runtime.urls import consumer_from_url, no_client, producer_from_url
 from dispytch.abc import Consumer, EventRoute, Message, Producer, Subscription
 from dispytch.errors import ConfigurationError, DeliveryError, DispytchError
+from dispytch.middleware._calls import call
 
 __all__ = ["DeadLetters", "Letter", "Problem", "Report"]
 
 _BATCH = 100
 _MOST_PROBLEMS = 1000
 
-Where = Callable[[Letter], bool]
+Where = Callable[[Letter], bool | Awaitable[bool]]
 Progress = Callable[["Report"], object]
 
 
@@ -105,7 +106,7 @@ class DeadLetters:
                 f"{type(producer).__name__} publishes by another transport than {type(consumer).__name__}, and letters "
                 "go back to where they came from; give a producer of the same"
             )
-        if not idle > 0:
+        if not (isinstance(idle, int | float) and idle > 0):
             raise ConfigurationError(
                 f"idle={idle!r}: give the seconds without a letter after which there are none left"
             )
@@ -212,7 +213,8 @@ class DeadLetters:
         more by the next one.
 
         Args:
-            where: Which; by default all. What it raises ends the pass; what was not acknowledged yet stays.
+            where: Which; a function, sync or async; by default all. What it raises ends the pass; what was not
+                acknowledged yet stays.
             limit: How many are chosen at most.
             only_handler: Whether only the handler that failed gets the event, and nobody else of those who consume the
                 source by Dispytch; for letters that name no handler, all handlers of their group. With False everybody
@@ -263,6 +265,8 @@ class DeadLetters:
         dry_run: bool,
         progress: Progress | None,
     ) -> Report:
+        if not (where is None or callable(where)):
+            raise ConfigurationError(f"where={where!r}: give a function that is true of the letters to choose")
         report = Report()
         chosen_in_all = 0
         async with self._tail(mark, dry_run) as tail:
@@ -277,7 +281,7 @@ class DeadLetters:
                     if tail.is_new(delivery):  # what has failed again must not go round and round
                         continue
                     letter = letter_of(delivery)
-                    if where is None or where(letter):
+                    if where is None or await call(where, letter):
                         chosen_in_all += 1
                         chosen.append(letter)
                         if dry_run:

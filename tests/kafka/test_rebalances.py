@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -10,7 +12,9 @@ import pytest
 from dispytch import Event, EventDispatcher
 from dispytch.abc import Delivery
 from dispytch.kafka import KafkaConsumer
+from dispytch.kafka.commits import Commits
 from dispytch.kafka.failures import packed, unpacked
+from dispytch.kafka.partitions import Partition
 from tests.kafka.helpers import Cluster, acknowledged, receive, subscription, unique, until
 
 anyio_mark = pytest.mark.anyio
@@ -150,6 +154,71 @@ async def test_failure_counts_outlast_the_process(cluster: Cluster) -> None:
     assert attempts["0:2"] == [1, 2, 3, 4]
     assert cluster.committed(group, topic, 0) == 5
     assert len(cluster.read(f"{topic}.{group}.dead", 1)) == 1
+
+
+class _Answers:
+    """A confluent consumer, as far as commits go."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._meanwhile = meanwhile
+        self.metadata: list[str | None] = []
+
+    def commit(self, offsets: list[Any], asynchronous: bool) -> list[Any]:
+        self.metadata += [one.metadata for one in offsets]
+        self._meanwhile()
+        return []
+
+
+def test_failures_are_packed_while_the_loop_takes_none_out() -> None:
+    """Only those of events that are to come; what retention has removed would else be committed for ever."""
+    lock = threading.Lock()
+
+    class Guarded(dict[int, Mapping[str, int]]):
+        def __iter__(self) -> Iterator[int]:
+            assert lock.locked()
+            return super().__iter__()
+
+        def items(self) -> Any:
+            assert lock.locked()
+            return super().items()
+
+        def __getitem__(self, offset: int) -> Mapping[str, int]:
+            assert lock.locked()
+            return super().__getitem__(offset)
+
+    partition = Partition("topic", 0, True)
+    partition.failures = Guarded({3: {"gone": 1}, 7: {"h": 2}, 8: {"h": 1}})
+    committed = Commits(lock).offset_of(partition, 7)
+    assert unpacked(committed.metadata) == {7: {"h": 2}, 8: {"h": 1}}
+
+
+def test_failures_that_come_during_a_commit_go_with_the_next() -> None:
+    lock = threading.Lock()
+    commits = Commits(lock)
+    partition = Partition("topic", 0, True)
+    partition.add(5)
+    partition.add(6)
+    partition.failed(5, {"h": 1})
+
+    def meanwhile() -> None:
+        with lock:
+            partition.failed(6, {"h": 2})
+
+    first, second = _Answers(meanwhile), _Answers(lambda: None)
+    assert commits.now(first, [partition]) is None
+    assert commits.now(second, [partition]) is None
+    assert [unpacked(text) for text in first.metadata] == [{5: {"h": 1}}]
+    assert [unpacked(text) for text in second.metadata] == [{5: {"h": 1}, 6: {"h": 2}}]
+
+    # The same where the answer comes later.
+    partition.failed(5, {"h": 3})
+    commits.count(5000)
+    commits._at -= 1
+    assert commits.due([partition]) == {("topic", 0): 5}
+    meanwhile()
+    answered = commits.offset_of(partition, 5)
+    commits.came_back(None, [answered], {partition.key: partition})
+    assert partition.to_commit == 5
 
 
 def test_failures_as_metadata() -> None:

@@ -46,6 +46,7 @@ class EventHandlerContext:
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
         cut_short: Whether a stop of the dispatcher ended a back-off, so that the failure is not the last word.
+        has_failed: Whether a try has failed with this context; False where middleware alone has.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class EventHandlerContext:
         "cut_short",
         "failures",
         "handler",
+        "has_failed",
         "identity",
         "params",
     )
@@ -79,6 +81,7 @@ class EventHandlerContext:
         self.params: Mapping[str, str] = params
         self.failures: int = failures
         self.cut_short: bool = False
+        self.has_failed: bool = False
         self._delimiter = delimiter
         self._in_flight = in_flight
         self._said: Said | None = None
@@ -176,6 +179,11 @@ class EventHandlerContext:
         """Whether the handler has settled the event."""
         return self._said is not None
 
+    @property
+    def is_acked(self) -> bool:
+        """Whether the handler has said that it is done with the event, be it that it failed or was cut off later."""
+        return self._said == ACKED
+
     def conclude(self, error: BaseException | None, is_manual: bool) -> BaseException | None:
         """How a try has ended, see `dispytch._core.settling.conclude`. An acknowledgement stands from now on."""
         said = self._said
@@ -186,6 +194,7 @@ class EventHandlerContext:
     def failed(self) -> None:
         """Counts a try that failed."""
         self.failures += 1
+        self.has_failed = True
 
     def __repr__(self) -> str:
         return f"<EventHandlerContext of {self.handler}, event {self._opened.id}>"
@@ -217,6 +226,7 @@ class BatchContext(EventHandlerContext):
         self.params = MappingProxyType({})
         self.failures = max((part.failures for part in parts), default=0)
         self.cut_short = False
+        self.has_failed = False
 
     @property
     def event(self) -> Mapping[str, Any]:
@@ -266,13 +276,23 @@ class BatchContext(EventHandlerContext):
         self.cut_short = not waited
         return waited
 
+    @property
+    def has_word(self) -> bool:
+        return all(part.has_word for part in self._parts)
+
+    @property
+    def is_acked(self) -> bool:
+        return all(part.is_acked for part in self._parts)
+
     def conclude(self, error: BaseException | None, is_manual: bool) -> BaseException | None:
         # What is said of single events is looked at when the call is over.
-        return None if all(part.has_word for part in self._parts) else error
+        return None if self.has_word else error
 
     def failed(self) -> None:
         self.failures += 1
+        self.has_failed = True
         for part in self._parts:
+            part.has_failed = True
             if not part.has_word:
                 part.failures += 1
 

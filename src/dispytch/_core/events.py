@@ -278,7 +278,7 @@ class Event(Generic[T_co]):
             delay: Seconds until then; with ``None`` the usual back-off.
 
         Raises:
-            ConfigurationError: the delay is negative.
+            ConfigurationError: the delay is no number of seconds.
         """
         self._say(nacked(delay))
 

@@ -217,8 +217,8 @@ def make_handler(
         raise RegistrationError(
             f"{owner}: ack_policy must be a policy such as AckAfterProcessing(), not {ack_policy!r}"
         )
-    if concurrency is not None and concurrency < 1:
-        raise RegistrationError(f"{owner}: concurrency must be at least 1, not {concurrency}")
+    if concurrency is not None and not (isinstance(concurrency, int) and concurrency >= 1):
+        raise RegistrationError(f"{owner}: concurrency must be at least 1, not {concurrency!r}")
     return Handler(
         func,
         name,
@@ -239,9 +239,9 @@ def make_handler(
 def _batching(batch: int | None, batch_wait: float, owner: str) -> Batching | None:
     if batch is None:
         return None
-    if not isinstance(batch, int) or batch < 1:
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise RegistrationError(f"{owner}: batch= is the most events of one call, at least 1, not {batch!r}")
-    if not 0 <= batch_wait < math.inf:
+    if not (isinstance(batch_wait, int | float) and 0 <= batch_wait < math.inf):
         raise RegistrationError(f"{owner}: batch_wait= is in seconds, from 0 on, not {batch_wait!r}")
     return Batching(batch, batch_wait)
 

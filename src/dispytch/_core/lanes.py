@@ -31,7 +31,7 @@ class Limit:
 
 
 class Item(Protocol):
-    """What can be queued; neither attribute may change before ``Lanes.done``."""
+    """What can be queued; neither attribute may change before ``Lanes.done``, save after ``Lanes.free_limits``."""
 
     @property
     def lane(self) -> Hashable | None:
@@ -106,6 +106,10 @@ class Lanes(Generic[ItemT]):
                 self._ready.append(waiting.popleft())
             else:
                 del self._lanes[lane]
+        self.free_limits(item)
+
+    def free_limits(self, item: ItemT) -> None:
+        """Free the limits of an item that was popped, but not its lane; the item must have none from then on."""
         if item.limits:
             for limit in _ordered(item.limits):
                 self._free(limit)

@@ -230,7 +230,7 @@ def _body_need(annotation: Any, where: str) -> BodyNeed | None:
 
 _HOW = (
     "annotate it with Event[...], an EventBase class, Annotated[..., Dependency(...)] or "
-    "Annotated[..., SubscriptionParam()], or give it a default"
+    "Annotated[..., SubscriptionParam()], with batch= also with list[Event[...]], or give it a default"
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from dispytch.errors import DecodeError
+from dispytch.errors import ConfigurationError, DecodeError
 
-__all__ = ["MOST_DELIVERIES", "Decision", "Redeliver", "Reject", "decide"]
+__all__ = ["MOST_DELIVERIES", "Decision", "Redeliver", "Reject", "check_delay", "decide"]
 
 MOST_DELIVERIES = 100
 """Where a broker counts, what it has delivered so often is not handled again: its handling seems to end the process."""
@@ -19,11 +20,23 @@ class Redeliver(Exception):
 
     Args:
         delay: Seconds until then; with ``None`` the usual back-off.
+
+    Raises:
+        ConfigurationError: the delay is no number of seconds.
     """
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         super().__init__(reason)
+        check_delay(delay, "Redeliver")
         self.delay: float | None = delay
+
+
+def check_delay(delay: object, owner: str) -> None:
+    """Raises ConfigurationError for a delay that nobody can wait for."""
+    if delay is not None and not (isinstance(delay, int | float) and 0 <= delay < math.inf):
+        raise ConfigurationError(
+            f"{owner}(delay={delay!r}): a delay is in seconds, from 0 on; None is the usual back-off"
+        )
 
 
 class Reject(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from dispytch._core.redelivery import Redeliver, Reject
-from dispytch.errors import ConfigurationError, DeliveryError
+from dispytch._core.redelivery import Redeliver, Reject, check_delay
+from dispytch.errors import DeliveryError
 
 __all__ = ["ACKED", "Said", "conclude", "nacked", "rejected"]
 
@@ -16,8 +16,7 @@ Said = Literal["acked"] | Redeliver | Reject
 
 def nacked(delay: float | None) -> Redeliver:
     """What ``nack(delay)`` says."""
-    if delay is not None and not delay >= 0:
-        raise ConfigurationError(f"nack(delay={delay!r}): a delay is in seconds, from 0 on; None is the usual back-off")
+    check_delay(delay, "nack")
     return Redeliver("the handler called nack()", delay=delay)
 
 

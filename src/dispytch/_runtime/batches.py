@@ -65,7 +65,7 @@ class Collector:
         self._clock = clock
         self._push = push
         self._waiting: deque[Part] = deque()
-        self._is_due = False
+        self.is_due = False
         """It is in the lanes."""
         self._is_last = False
         """Nothing more comes, so there is nothing to wait for."""
@@ -84,7 +84,7 @@ class Collector:
 
     def take(self) -> list[Part]:
         """The next batch: up to ``size`` events, of no lane that another batch is busy with."""
-        self._is_due = False
+        self.is_due = False
         taken: list[Part] = []
         waiting = self._waiting
         if self._busy is None:
@@ -110,7 +110,8 @@ class Collector:
         """Those of a batch are through, so that others of their lanes may follow."""
         if self._busy is not None:
             self._busy.difference_update(part.work.lane for part in parts if part.work.lane is not None)
-        self._look()
+        if parts:  # or what waits is of lanes that other batches are busy with: these will look
+            self._look()
 
     def wind_up(self) -> list[Part]:
         """Nothing more comes: what cannot be handed back is due now; returns what can."""
@@ -122,26 +123,27 @@ class Collector:
 
     def give_up(self) -> list[Part]:
         """Removes and returns all that waits."""
+        self.is_due = False
         left = [*self._waiting]
         self._waiting.clear()
         return left
 
     def _look(self) -> None:
-        if self._waiting and not self._is_due:
+        if self._waiting and not self.is_due:
             if len(self._waiting) >= self.size or self._is_last:
                 self._fall_due()
             else:
                 self._begun.set()
 
     def _fall_due(self) -> None:
-        self._is_due = True
+        self.is_due = True
         self._push(self)
 
     async def keep_time(self) -> None:
         """Has a batch fall due when its first event has waited long enough; until it is cancelled."""
         while True:
             await self._begun.wait()
-            while self._waiting and not self._is_due:
+            while self._waiting and not self.is_due:
                 waited = self._clock.time() - self._waiting[0].since
                 if not 0 <= waited < self.wait:  # below 0 the clock was set back
                     self._fall_due()
@@ -189,8 +191,16 @@ async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> N
                 for part in again:
                     part.report(RELEASED)
                 return
-            trials.counts.redelivered += len(again)
-        left = again
+        left = []
+        for part in again:
+            if part.work.is_stale:
+                part.work.forget()
+                part.report(RELEASED)
+            elif part.work.is_settled:
+                part.report(DONE)  # by a word that came after the handler had failed
+            else:
+                left.append(part)
+        trials.counts.redelivered += len(left)
 
 
 def _read(

@@ -350,6 +350,10 @@ def wrap(call: Call, middlewares: Sequence[Middleware], is_manual: bool) -> Call
     async def counted(ctx: EventHandlerContext) -> Any:
         result: Any = None
         error: BaseException | None = None
+        if ctx.has_word:  # an earlier call was cut off after it had settled the event, and its word stands
+            if (said := ctx.conclude(None, is_manual)) is not None:
+                raise said
+            return None
         try:
             # A middleware may call it several times, and each try has a context of its own.
             result = await in_context(copy_context(), call, ctx)

@@ -50,8 +50,8 @@ class Link:
     """A consumer with its handlers, and the outcomes that wait to be sent to it.
 
     Args:
-        concurrency: How many events the dispatcher handles at once; that, or the largest batch, and the consumer's
-            prefetch are how many are held.
+        concurrency: How many events the dispatcher handles at once; that, or what fills the batches of all handlers,
+            and the consumer's prefetch are how many are held.
         pause: Waits by the consumer's clock, and returns False at once when the dispatcher stops.
     """
 
@@ -63,7 +63,8 @@ class Link:
         self.is_stale: Callable[[Delivery], bool] | None = self.consumer.is_stale if can_tell else None
         """See `Consumer.is_stale`; ``None`` where it is never so, which saves asking."""
         prefetch = self.consumer.prefetch
-        running = max([concurrency, *(one.batching.size for one in wired.bound if one.batching is not None)])
+        batches = sum(one.batching.size * one.limits[0].capacity for one in wired.bound if one.batching is not None)
+        running = max(concurrency, batches)
         self.window = self.consumer.window = running + (running if prefetch is None else prefetch)
         self.pause: Pause = pause
         self.held = 0

@@ -85,8 +85,10 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is held, and nothing is known to wait at a broker."""
-        return all(not link.held and not link.outbox and not link.consumer.backlog() for link in self.links)
+        """Whether nothing is held or being handled, and nothing is known to wait at a broker."""
+        return not self._workers.running and all(
+            not link.held and not link.outbox and not link.consumer.backlog() for link in self.links
+        )
 
     # --- the run
 

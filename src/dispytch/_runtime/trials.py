@@ -81,6 +81,11 @@ class Trials:
             )
             if not await work.pause(judged):
                 return RELEASED
+            if work.is_stale:
+                work.forget()
+                return RELEASED
+            if work.is_settled:
+                return DONE  # by a word that came after the handler had failed, from a thread or task of its own
             self.counts.redelivered += 1
             ctx = self.context(work, bound, params, ctx.failures)
             again = await try_once(bound, ctx, work.opened)
@@ -92,6 +97,8 @@ class Trials:
         self, work: Work, bound: Bound, ctx: EventHandlerContext, error: BaseException, cut_short: bool
     ) -> Verdict | float:
         """What a failed try means: the seconds until the next one, or the end. Counts the failure, in ``ctx`` too."""
+        if cut_short and not bound.ack_first and not ctx.has_failed:
+            return RELEASED  # the handler was not called: middleware has waited before it, in vain
         if work.failures is None:
             work.failures = dict(work.opened.delivery.failures)
         failed = work.failures[bound.key] = work.failures.get(bound.key, 0) + 1

@@ -66,10 +66,15 @@ class Workers:
         if not work.route.is_batched:
             self.lanes.push(work)
             return
-        gathering = _Gathering(self, work)
+        self._gather(_Gathering(self, work), can_wait=not work.route.ack_first)
+
+    def _gather(self, gathering: _Gathering, *, can_wait: bool) -> None:
+        """Has the handlers of batches that an event is for take it when their next batches are due."""
+        work = gathering.work
         for number, (bound, params) in enumerate(work.route.matches):
-            report = partial(gathering.report, number)
-            self._collectors[bound].add(Part(work, params, report, can_wait=not work.route.ack_first))
+            if bound.batching is not None:
+                report = partial(gathering.report, number)
+                self._collectors[bound].add(Part(work, params, report, can_wait=can_wait))
 
     def _push(self, collector: Collector) -> None:
         self.lanes.push(collector)
@@ -84,7 +89,8 @@ class Workers:
     @property
     def queued(self) -> int:
         """How many events wait for their turn."""
-        return len(self.lanes) + sum(map(len, self._collectors.values()))
+        # A collector that is due is in the lanes itself, and is no event.
+        return len(self.lanes) + sum(len(one) - one.is_due for one in self._collectors.values())
 
     def timers(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What has to run as long as events are fed, so that batches fall due."""
@@ -153,17 +159,18 @@ class Workers:
                 work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
                 done(work)
                 continue
-            if _is_stale(work):
+            if work.is_stale:
                 work.forget()
                 done(work)
                 continue
             work.started = clock()
             running[id(work)] = work
+            is_through = True
             try:
                 matches = work.route.matches
                 bound, params = matches[0]
                 if len(matches) > 1 or bound.batching is not None:
-                    await self._deliver_to_all(work, matches)
+                    is_through = await self._deliver_to_all(work, matches)
                 else:
                     # The steps of `Trials.deliver`, without its coroutine for a handler that does not wait.
                     ctx = trials.context(work, bound, params)
@@ -192,8 +199,9 @@ class Workers:
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
-                del running[id(work)]
-                done(work)
+                if is_through:
+                    del running[id(work)]
+                    done(work)
             count += 1
             if count >= _MOST_IN_SLICE or clock() >= slice_end:
                 await anyio.lowlevel.checkpoint()
@@ -209,26 +217,26 @@ class Workers:
             if not event.is_set():
                 self._idlers.remove(event)
 
-    async def _deliver_to_all(self, work: Work, matches: Sequence[Match]) -> None:
-        verdicts = [RELEASED] * len(matches)
+    async def _deliver_to_all(self, work: Work, matches: Sequence[Match]) -> bool:
+        """Has several handlers handle an event; False if it waits for a batch, with which the rest of it is done.
+
+        No worker waits with it: all of them might, and none be left to run the batch.
+        """
+        gathering = _Gathering(self, work)
 
         async def deliver(number: int, bound: Bound, params: Mapping[str, str]) -> None:
-            if bound.batching is None:
-                verdicts[number] = await self.trials.deliver(work, bound, params)
-                return
-            reported = anyio.Event()
+            gathering.report(number, await self.trials.deliver(work, bound, params))
 
-            def report(verdict: Verdict) -> None:
-                verdicts[number] = verdict
-                reported.set()
-
-            self._collectors[bound].add(Part(work, params, report, can_wait=False))
-            await reported.wait()
-
+        self._gather(gathering, can_wait=False)
         async with anyio.create_task_group() as group:
             for number, (bound, params) in enumerate(matches):
-                group.start_soon(deliver, number, bound, params)
-        self.trials.conclude(work, verdicts)
+                if bound.batching is None:
+                    group.start_soon(deliver, number, bound, params)
+        if not gathering.is_complete:
+            gathering.has_lane = True
+            self.lanes.free_limits(work)  # which are those of the handlers that are through
+            work.limits = ()
+        return gathering.is_complete
 
     async def _handle_batch(self, collector: Collector) -> None:
         parts = collector.take()
@@ -238,7 +246,7 @@ class Workers:
             work = part.work
             if self.trials.stopping and part.can_wait:
                 part.report(RELEASED)
-            elif _is_stale(work):
+            elif work.is_stale:
                 work.forget()
                 part.report(RELEASED)
             else:
@@ -260,26 +268,36 @@ class Workers:
 
 
 class _Gathering:
-    """The verdicts of the handlers of batches that an event waits for."""
+    """The verdicts of the handlers that an event is for.
 
-    __slots__ = ("_left", "_verdicts", "_work", "_workers")
+    Attributes:
+        work: The event.
+        has_lane: No worker is at the event any more, so the last verdict lets the next one of its lane run.
+    """
+
+    __slots__ = ("_left", "_verdicts", "_workers", "has_lane", "work")
 
     def __init__(self, workers: Workers, work: Work) -> None:
+        self.work: Work = work
+        self.has_lane: bool = False
         self._workers = workers
-        self._work = work
         self._verdicts: list[Verdict | None] = [None] * len(work.route.matches)
         self._left = len(self._verdicts)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._left
 
     def report(self, number: int, verdict: Verdict) -> None:
         if self._verdicts[number] is not None:
             return
         self._verdicts[number] = verdict
         self._left -= 1
-        if not self._left:
-            self._workers.running.pop(id(self._work), None)
-            self._workers.trials.conclude(self._work, [found for found in self._verdicts if found is not None])
-
-
-def _is_stale(work: Work) -> bool:
-    is_stale: Any = work.link.is_stale
-    return is_stale is not None and not work.route.ack_first and is_stale(work.opened.delivery)
+        if self._left:
+            return
+        workers = self._workers
+        workers.trials.conclude(self.work, [found for found in self._verdicts if found is not None])
+        if self.has_lane or self.work.route.is_batched:
+            workers.running.pop(id(self.work), None)
+        if self.has_lane:
+            workers.lanes.done(self.work)

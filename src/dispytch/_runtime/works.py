@@ -61,6 +61,12 @@ class Work:
     def pause(self) -> Pause:
         return self.link.pause
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether it has become somebody else's while it waited; see `Consumer.is_stale`."""
+        ask = self.link.is_stale
+        return ask is not None and not self.route.ack_first and ask(self.opened.delivery)
+
     def acknowledge(self) -> None:
         """See `InFlight`. Where it has other handlers, or is acknowledged already, there is nothing to do yet."""
         if len(self.route.matches) == 1 and not self.route.ack_first:
@@ -80,9 +86,10 @@ class Work:
         self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
 
     def forget(self) -> None:
-        """It is somebody else's by now: nothing is to be told to the consumer."""
-        self.is_settled = True
-        self.link.let_go(1)
+        """It is somebody else's by now: nothing is to be told to the consumer. Only the first time counts."""
+        if not self.is_settled:
+            self.is_settled = True
+            self.link.let_go(1)
 
 
 class Verdict:

@@ -54,6 +54,7 @@ class Commits:
         self._count, self._has_failed = 0, False
         with self._lock:
             found = {one.key: offset for one in partitions if (offset := one.to_commit) is not None}
+            self._told(one for one in partitions if one.key in found)
         self._at = now
         if not found:
             return None
@@ -71,8 +72,9 @@ class Commits:
             if error is None and one.error is None:
                 if partition is not None:
                     partition.committed = one.offset
-                    partition.has_news = False
             else:
+                if partition is not None:
+                    self._not_told([partition])
                 failure = failure or one.error
                 self._has_failed = True
                 self._do_without_failures(failure)
@@ -85,6 +87,7 @@ class Commits:
         confluent = import_confluent()
         with self._lock:
             wanted = [(one, offset) for one in partitions if (offset := one.to_commit) is not None]
+            self._told(one for one, _ in wanted)
         if not wanted:
             return None
         failure: Any = None
@@ -100,15 +103,29 @@ class Commits:
                 break
         if failure is not None:
             self._has_failed = True
+            self._not_told(one for one, _ in wanted)
             return failure
         for one, offset in wanted:
-            one.committed, one.has_news = offset, False
+            one.committed = offset
         return None
 
     def offset_of(self, partition: Partition, offset: int) -> Any:
         """What to commit of a partition: the offset, and what is known of failures of events that come after it."""
-        text = packed(partition.failures) if partition.failures and self._tells_failures else ""
+        text = ""
+        if self._tells_failures:
+            with self._lock:  # the loop takes out what is done
+                text = packed({one: counts for one, counts in partition.failures.items() if one >= offset})
         return import_confluent().TopicPartition(*partition.key, offset, text)
+
+    def _told(self, partitions: Iterable[Partition]) -> None:
+        """Failures are about to be committed; those that come from now on are news again. Under the lock."""
+        for partition in partitions:
+            partition.has_news = False
+
+    def _not_told(self, partitions: Iterable[Partition]) -> None:
+        with self._lock:
+            for partition in partitions:
+                partition.has_news = bool(partition.failures)
 
     def _do_without_failures(self, failure: Any) -> bool:
         """Whether a commit may work if it leaves out the failures."""

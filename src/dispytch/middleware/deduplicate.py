@@ -64,11 +64,11 @@ class Deduplicate(Middleware):
 
     def __init__(self, store: Store, *, claim_ttl: float = 300.0) -> None:
         if not isinstance(store, Store):
+            what = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
             raise ConfigurationError(
-                f"Deduplicate needs a store, not {type(store).__name__}; for instance "
-                "Deduplicate(MemoryStore(ttl=3600))"
+                f"Deduplicate needs a store, not {what}; for instance Deduplicate(MemoryStore(ttl=3600))"
             )
-        if not claim_ttl > 0:
+        if not (isinstance(claim_ttl, int | float) and claim_ttl > 0):
             raise ConfigurationError(f"claim_ttl={claim_ttl!r}: give the seconds after which a claim is void")
         self.store: Store = store
         self.claim_ttl: float = claim_ttl
@@ -86,7 +86,10 @@ class Deduplicate(Middleware):
             try:
                 result = await call_next(ctx)
             except BaseException:
-                await self._release(ctx, key, token)
+                if ctx.is_acked:  # cut off afterwards, which changes nothing
+                    await self._complete(ctx, key)
+                else:
+                    await self._release(ctx, key, token)
                 raise
             await self._complete(ctx, key)
             return result

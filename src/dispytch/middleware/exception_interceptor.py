@@ -19,7 +19,8 @@ class ExceptionInterceptor(Middleware):
     """Calls a function for an exception of a class; the event is then handled, unless that function raises.
 
     The handler of the most specific class counts, whatever the order in which they were added. ``Redeliver`` and
-    ``Reject`` steer what becomes of the event, so a handler of ``Exception`` does not get them.
+    ``Reject`` steer what becomes of the event, so a handler of ``Exception`` does not get them. Nothing is intercepted
+    where a stop of the dispatcher has cut the retries inside short: the event is handed back, to be tried again.
 
     Args:
         handlers: By exception class, functions of the context and the exception; sync or async.
@@ -42,6 +43,8 @@ class ExceptionInterceptor(Middleware):
         try:
             return await call_next(ctx)
         except Exception as error:
+            if ctx.cut_short:
+                raise
             kinds = type(error).__mro__
             if isinstance(error, Redeliver | Reject):  # decisions rather than errors: intercepted by name alone
                 kinds = kinds[: kinds.index(Exception)]

@@ -28,7 +28,7 @@ class MemoryStore(Store):
     """
 
     def __init__(self, ttl: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        if not ttl > 0:
+        if not (isinstance(ttl, int | float) and ttl > 0):
             raise ConfigurationError(f"ttl={ttl!r}: give the seconds for which events are remembered")
         self.ttl: float = ttl
         self._clock = clock

@@ -56,7 +56,7 @@ class RedisStore(Store):
     """
 
     def __init__(self, redis: Any, ttl: float, *, prefix: str = "dispytch:handled:") -> None:
-        if not (0 < ttl < float("inf")):
+        if not (isinstance(ttl, int | float) and 0 < ttl < float("inf")):
             raise ConfigurationError(f"ttl={ttl!r}: give the seconds for which events are remembered")
         self._source = stream_source(redis, "RedisStore")
         if self._source.world == "asyncio":
