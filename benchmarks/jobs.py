@@ -6,7 +6,6 @@ A job is a dict with its ``job``, and answers with a dict of numbers.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from uuid import uuid4
 
 from benchmarks import ours, plans, raw, rival
 from benchmarks.plans import Arrivals, Count, Message, Plan
+from benchmarks.results import peak_mb
 
 _TIMEOUT = 600.0
 _FILLED_AT_ONCE = 10_000
@@ -108,7 +108,7 @@ def measure(
     _run(plan, contender)
     if measure == "consume":
         found["rate"] = total / (count.end - count.begin)
-    found["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["memory_mb"] = peak_mb()
     if measure.startswith("emit") and is_kept:  # what was confirmed must be there: read it back
         back = Plan(transport, url, topic, group, False, total, count, iter([plans.Wait()]))
         _run(back, "faststream" if contender == "faststream" else "raw")

@@ -21,6 +21,8 @@ BATCH = 1000
 """How many events one call emits, where several are emitted at once."""
 TICK = 0.01
 """Seconds between two such calls where a given load is offered."""
+LOADED_FOR = 5.0
+"""Seconds for which such a load is offered at most."""
 Message = tuple[bytes, Sequence[tuple[str, bytes]]]
 
 
@@ -275,6 +277,7 @@ def latency(arrivals: Arrivals, total: int, found: dict[str, float]) -> Iterator
     yield Wait()
     load = (stop - first) / (time.perf_counter() - begin) / 2
 
+    total = min(total, stop + max(int(load * LOADED_FOR), 1))
     first, arrivals.target = stop, total
     begin, ticks = time.perf_counter(), 0
     while first < total:

@@ -110,7 +110,8 @@ def _broker(transport: str, url: str) -> Any:
         return RabbitBroker(url, default_channel=Channel(prefetch_count=500), logger=None)
     from faststream.redis import RedisBroker
 
-    return RedisBroker("redis://localhost" if transport == "memory" else _redis(url), logger=None)
+    quiet: Any = None  # as on the other brokers, whose types allow it
+    return RedisBroker("redis://localhost" if transport == "memory" else _redis(url), logger=quiet)
 
 
 def _subscriber(transport: str, broker: Any, topic: str, group: str) -> Any:

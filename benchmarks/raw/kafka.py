@@ -11,7 +11,9 @@ from benchmarks.plans import Message
 
 
 class Kafka:
-    consuming: ClassVar[str] = "poll(0.1), consume(499, 0), one commit per batch; fetch.queue.backoff.ms=10"
+    consuming: ClassVar[str] = (
+        "poll(0.1), consume(499, 0), one commit per batch without waiting for it; fetch.queue.backoff.ms=10"
+    )
     emitting: ClassVar[str] = "produce with delivery reports, then flush; enable.idempotence, linger.ms=5, acks=all"
 
     def __init__(self, url: str, topic: str) -> None:
@@ -73,7 +75,7 @@ class Kafka:
                 continue
             for message in (first, *consumer.consume(499, 0)):
                 took(validate(message.value() or b"").order_id)
-            consumer.commit(asynchronous=False)
+            consumer.commit(asynchronous=True)
         consumer.close()
 
     def stop(self) -> None:

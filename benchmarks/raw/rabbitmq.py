@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from benchmarks.bodies import validate
@@ -87,7 +88,8 @@ class _Pipeline:
         self._topic = topic
         self._properties: Any = pika.BasicProperties
         self._channel: Any = None
-        self._sent = self._confirmed = 0
+        self._sent = self._refused = 0
+        self._unconfirmed: dict[int, None] = {}
         self._all = threading.Event()
         self._connection: Any = pika.SelectConnection(
             pika.URLParameters(url),
@@ -103,17 +105,22 @@ class _Pipeline:
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._all.set())
 
     def _on_confirm(self, frame: Any) -> None:
+        tag, unconfirmed = frame.method.delivery_tag, self._unconfirmed
+        if frame.method.NAME != "Basic.Ack":
+            self._refused += 1
         if frame.method.multiple:
-            self._confirmed = frame.method.delivery_tag
+            for covered in list(takewhile(lambda sent: sent <= tag, unconfirmed)):
+                del unconfirmed[covered]
         else:
-            self._confirmed = max(self._confirmed, frame.method.delivery_tag)
-        if self._confirmed == self._sent:
+            unconfirmed.pop(tag, None)
+        if not unconfirmed:
             self._all.set()
 
     def send(self, messages: Sequence[Message]) -> None:
         self._all.clear()
 
         def publish() -> None:
+            self._unconfirmed.update(dict.fromkeys(range(self._sent + 1, self._sent + len(messages) + 1)))
             self._sent += len(messages)
             for payload, headers in messages:
                 properties = self._properties(headers=dict(headers), delivery_mode=2)
@@ -121,6 +128,8 @@ class _Pipeline:
 
         self._connection.ioloop.add_callback_threadsafe(publish)
         self._all.wait()
+        if self._refused:
+            raise RuntimeError(f"{self._refused} messages were refused")
 
     def close(self) -> None:
         self._connection.ioloop.add_callback_threadsafe(self._connection.close)
