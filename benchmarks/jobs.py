@@ -18,6 +18,7 @@ from benchmarks import ours, plans, raw, rival
 from benchmarks.plans import Arrivals, Count, Message, Plan
 from benchmarks.results import peak_mb
 
+_ROOT = Path(__file__).parent.parent
 _TIMEOUT = 600.0
 _FILLED_AT_ONCE = 10_000
 
@@ -34,7 +35,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "benchmarks.jobs"]
     done = subprocess.run(  # noqa: S603 - this program itself
-        command, input=json.dumps(job), capture_output=True, text=True, check=False, timeout=_TIMEOUT
+        command, input=json.dumps(job), capture_output=True, text=True, check=False, timeout=_TIMEOUT, cwd=_ROOT
     )
     if done.returncode:
         what = " ".join(str(job[name]) for name in ("job", "transport", "measure", "contender", "what") if name in job)

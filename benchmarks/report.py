@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,7 @@ def plots(many: Sequence[Results], folder: Path) -> list[Path]:
     if note := missing("matplotlib", "No plots"):
         say(note)
         return []
-    import matplotlib
-
-    matplotlib.use("Agg")
+    import_module("matplotlib").use("Agg")
     made = []
     for results in many:
         draw = _bars if results.command == "compare" else _curves
@@ -137,8 +136,7 @@ def plots(many: Sequence[Results], folder: Path) -> list[Path]:
 
 
 def _draw(file: Path, title: str, rows: Sequence[Row], draw: Any) -> None:
-    from matplotlib import pyplot
-
+    pyplot: Any = import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     axes.set_title(title)
     draw(axes, rows)
