@@ -123,8 +123,10 @@ def _run(plan: Plan, contender: str) -> None:
         raw.run(plan, in_threads=contender == "raw-thread")
     elif contender == "faststream":
         rival.run(plan)
-    else:
+    elif contender in ours.LOOPS:
         ours.run(plan, contender)
+    else:
+        raise ValueError(f"there is no contender {contender!r}")
 
 
 def main() -> None:
