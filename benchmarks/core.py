@@ -25,6 +25,7 @@ MEASURES = {
     "dependency": "one more dependency: us per event",
     "middleware": "one more middleware: us per event",
     "routes": "1,000 other routes: time per event, as a ratio",
+    "routes-alone": "1,000 other routes, one event after the other: time per event, as a ratio",
     "import": "import dispytch, beyond pydantic and anyio: ms",
 }
 _CONCURRENCY = 100
@@ -85,6 +86,22 @@ async def seconds_of(register: Register, events: list[Any], concurrency: int = _
         return count.end - min(begin, count.begin)
 
 
+async def seconds_alone(register: Register, events: list[Any]) -> float:
+    """Seconds for events of which each is emitted when the one before has been handled."""
+    broker = MemoryBroker()
+    dispatcher = EventDispatcher(MemoryConsumer(broker))
+    handled = anyio.Event()
+    register(dispatcher, lambda _: handled.set())
+    async with EventEmitter(MemoryProducer(broker)) as emitter, dispatcher.lifespan():
+        begin = time.perf_counter()
+        with anyio.fail_after(PATIENCE):
+            for event in events:
+                handled = anyio.Event()
+                await emitter.emit(event)
+                await handled.wait()
+        return time.perf_counter() - begin
+
+
 def job(what: str, loop: str, total: int) -> dict[str, Any]:
     """One of the `MEASURES`."""
     if what == "import":
@@ -131,12 +148,14 @@ async def _measure(what: str, total: int) -> float:
     events = [make(number) for number in range(total)]
     if what == "sleep":
         return total / await seconds_of(_sleeping, events) / (_CONCURRENCY / _SLEEP)
-    more = {"dependency": _dependencies, "middleware": _middlewares, "routes": _routes}[what]
+    more = {"dependency": _dependencies, "middleware": _middlewares}.get(what, _routes)
+    if what == "routes-alone":
+        events = events[: max(total // 10, 1)]
     times: dict[Register, list[float]] = {_plain: [], more: []}
     for _ in range(_TURNS):
         for register, found in times.items():
-            found.append(await seconds_of(register, events))
-    if what == "routes":
+            found.append(await (seconds_alone if what == "routes-alone" else seconds_of)(register, events))
+    if what.startswith("routes"):
         return statistics.median(times[more]) / statistics.median(times[_plain])
     return (statistics.median(times[more]) - statistics.median(times[_plain])) / total / _SEVERAL * 1e6
 

@@ -45,7 +45,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_core(what: str) -> None:
     found = core.job(what, "asyncio", 30)
     assert isfinite(found["value"])
-    if what in ("sleep", "routes", "import"):
+    if what not in ("dependency", "middleware"):  # so few events may well be faster with them
         assert found["value"] > 0
 
 
