@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ours import LOOPS
 from benchmarks.progress import missing, say
 from benchmarks.results import Results, Row, number, spread
 
@@ -110,10 +111,22 @@ def page(many: Sequence[Results]) -> str:
             f"Medians of {results.options['rounds']} rounds; ratios are medians of the rounds' own."
         )
         parts.append(markdown(results))
-        parts += [f"- {note}" for note in results.notes]
-        settings = {row.settings: f"{row.subject}, {row.contender}" for row in results.rows if row.settings}
-        parts += [f"- {name}: {setting}" for setting, name in settings.items()]
+        if known_settings := _settings(results):
+            parts.append("How each was set:\n\n" + "\n".join(known_settings))
+        if results.notes:
+            parts.append("\n".join(f"- {note}" for note in results.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _settings(results: Results) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for row in results.rows:
+        if row.settings:
+            name = "Dispytch" if row.contender in LOOPS else f"{row.contender} on {row.subject}"
+            some = names.setdefault(row.settings, [])
+            if name not in some:
+                some.append(name)
+    return [f"- {', '.join(some)}: {settings}" for settings, some in names.items()]
 
 
 def plots(many: Sequence[Results], folder: Path) -> list[Path]:

@@ -65,14 +65,13 @@ def run(plan: Plan, *, in_threads: bool = False) -> None:
     raw, messages = client(plan.transport)(plan.url, plan.topic), plan.messages
     if plan.prefill:
         raw.many(messages)
-    errors: list[BaseException] = []
     ready = threading.Event()
 
     def receive(group: str) -> None:
         try:
             raw.receive(group, plan.took, ready.set)
         except BaseException as error:
-            errors.append(error)
+            plan.errors.append(error)
             plan.done.set()
             ready.set()
 
@@ -94,8 +93,7 @@ def run(plan: Plan, *, in_threads: bool = False) -> None:
             raw.stop()
             receiver.join()
         raw.close()
-    if errors:
-        raise errors[0]
+    plan.check()
 
 
 async def _from_asyncio(plan: Plan, raw: Client) -> None:
