@@ -23,7 +23,7 @@ RIVAL = "faststream"
 
 _SHARES = {"consume": 1, "through": 1, "emit": 1, "emit-one": 20, "latency": 3}
 """Of how many events one is used: the slower the measure, the fewer."""
-_SHARE_OF_RIVAL = 5
+_SHARE_OF_RIVAL = 10
 _LEAST = 100
 _MOST_ON_PUBSUB = 50_000
 """More could be cut off by the server, before a slow subscriber has read it."""

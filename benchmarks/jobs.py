@@ -100,7 +100,7 @@ def measure(
         plan.group = None
         plan.steps = plans.emitting(total, measure == "emit-one", found)
     elif measure == "through":
-        plan.steps = plans.through(total, found)
+        plan.steps = plans.through(count, found)
     else:
         plan.sink = arrivals
         plan.steps = plans.latency(arrivals, total, found)

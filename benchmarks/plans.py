@@ -34,6 +34,9 @@ class Sink(Protocol):
     def add(self, number: int) -> bool:
         """Notes that an event was handled; whether what was waited for has come."""
 
+    def is_done(self) -> bool:
+        """Whether it has what is waited for."""
+
     def missing(self) -> int:
         """How many events have not come."""
 
@@ -59,6 +62,9 @@ class Count:
         self.end = self.end or now
         return True
 
+    def is_done(self) -> bool:
+        return self.end > 0
+
     def missing(self) -> int:
         seen = bytearray(self.total)
         for number in self._order:
@@ -81,6 +87,9 @@ class Arrivals:
 
     def add(self, number: int) -> bool:
         self.took.setdefault(number, time.perf_counter() - self.sent[number])
+        return self.is_done()
+
+    def is_done(self) -> bool:
         return len(self.took) >= self.target
 
     def missing(self) -> int:
@@ -201,7 +210,7 @@ def take_steps(plan: Plan, one: Callable[[int], object], many: Callable[[range],
             case Fill():
                 plan.fill()
             case Wait():
-                while plan.sink.missing() > 0:
+                while not plan.sink.is_done():
                     if not plan.done.wait(plan.patience):
                         raise _lost(plan)
                     plan.done.clear()
@@ -221,7 +230,7 @@ async def take_steps_async(plan: Plan, one: Callable[[int], Any], many: Callable
             case Fill():
                 await anyio.to_thread.run_sync(plan.fill)
             case Wait():
-                while plan.sink.missing() > 0:
+                while not plan.sink.is_done():
                     event = anyio.Event()
                     plan.done.wake_with(event.set)
                     with anyio.move_on_after(plan.patience):
@@ -262,12 +271,12 @@ def emitting(total: int, single: bool, found: dict[str, float]) -> Iterator[Step
     found["rate"] = (total - 1) / (time.perf_counter() - begin)
 
 
-def through(total: int, found: dict[str, float]) -> Iterator[Step]:
+def through(count: Count, found: dict[str, float]) -> Iterator[Step]:
     """Emits while what was emitted is handled."""
     begin = time.perf_counter()
-    yield from chunks(total)
+    yield from chunks(count.total)
     yield Wait()
-    found["rate"] = total / (time.perf_counter() - begin)
+    found["rate"] = count.total / (count.end - begin)
 
 
 def latency(arrivals: Arrivals, total: int, found: dict[str, float]) -> Iterator[Step]:
