@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "report":
             _report(options)
         else:
-            _measure(options)
+            return _measure(options)
     except (JobError, BrokersError, ValueError, OSError) as error:
         say(f"{parser.prog}: {error}")
         return 1
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(options: argparse.Namespace) -> None:
+def _measure(options: argparse.Namespace) -> int:
+    """Measures, prints and keeps the results; 1 if anything failed, or nothing was there to measure."""
     options.rounds = options.rounds or (1 if options.short else 3)
     options.loop = options.loop or list(_SHORT_LOOPS if options.short else ours.LOOPS)
     if options.command == "compare":
@@ -95,10 +96,13 @@ def _measure(options: argparse.Namespace) -> None:
     results = Results(options.command, environment(), kept)
     (compare.compare if options.command == "compare" else scale.scale)(options, results)
     print(report.page([results]))
-    if options.output is not None:
+    for failure in results.failures:
+        say(failure)
+    if options.output is not None and results.rows:
         file = options.output / f"{options.command}-{time.strftime('%Y%m%d-%H%M%S')}.json"
         results.write(file)
         say(f"Kept in {file}.")
+    return int(bool(results.failures) or not results.rows)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import core, ours, raw, rival
-from benchmarks.jobs import run_job
+from benchmarks.jobs import JobError, run_job
 from benchmarks.progress import missing, progress
 from benchmarks.results import Results
 from tests import brokers
@@ -21,6 +21,12 @@ TRANSPORTS = {"memory": None, "kafka": "kafka", "rabbitmq": "rabbitmq", "streams
 MEASURES = ("consume", "emit", "emit-one", "latency", "through", "core")
 RIVAL = "faststream"
 
+_CLIENTS = {
+    "kafka": ("confluent_kafka", "kafka"),
+    "rabbitmq": ("pika", "rabbitmq"),
+    "streams": ("redis", "redis"),
+    "pubsub": ("redis", "redis"),
+}
 _SHARES = {"consume": 1, "through": 1, "emit": 1, "emit-one": 20, "latency": 3}
 """Of how many events one is used: the slower the measure, the fewer."""
 _SHARE_OF_RIVAL = 10
@@ -58,6 +64,15 @@ def present(loops: Sequence[str], notes: list[str]) -> list[str]:
     return found
 
 
+def has_client(transport: str, notes: list[str]) -> bool:
+    """Whether the client library of a transport is installed; notes what to do if it is not."""
+    package, extra = _CLIENTS.get(transport, ("pydantic", ""))
+    if missing(package, transport):
+        notes.append(f'Left out {transport}: {package} is not installed; `pip install "dispytch[{extra}]"` brings it.')
+        return False
+    return True
+
+
 def runs(transport: str, measures: Sequence[str], contenders: Sequence[str], events: int) -> Iterator[Run]:
     """What is measured on a transport; contenders that take turns follow each other."""
     for measure in measures:
@@ -84,7 +99,8 @@ def compare(options: argparse.Namespace, results: Results) -> None:
         results.notes.append(note)
         contenders.remove(RIVAL)
     contenders = [name for name in contenders if name not in options.without]
-    todo = {name: list(runs(name, options.measure, contenders, options.events)) for name in options.transport}
+    transports = [name for name in options.transport if has_client(name, results.notes)]
+    todo = {name: list(runs(name, options.measure, contenders, options.events)) for name in transports}
     core_loops = [loop for loop in loops if loop != "blocking"] if "core" in options.measure else []
     cores = len(core_loops) * (len(core.MEASURES) - 1) + bool(core_loops)
     with progress((sum(map(len, todo.values())) + cores) * options.rounds) as begin:
@@ -116,12 +132,21 @@ def _measure(
         return
     transport, most = some[0].transport, max(run.total for run in some)
     run_job({"job": "prepare", "transport": transport, "url": url, "topic": "bench", "total": most, "file": file})
+    failed: set[Run] = set()
     for measure in dict.fromkeys(run.measure for run in some):
         for turn in range(1, rounds + 1):
             for run in (run for run in some if run.measure == measure):
                 begin(f"{transport} {measure}, round {turn}: {run.contender}")
+                if run in failed:
+                    continue
                 job = {"transport": transport, "url": url, "measure": measure, "contender": run.contender}
-                _note(run, run_job({"job": "measure", **job, "total": run.total, "file": file}), results)
+                try:
+                    found = run_job({"job": "measure", **job, "total": run.total, "file": file})
+                except JobError as error:  # an hour's other figures are not to be lost by it
+                    failed.add(run)
+                    results.failures.append(str(error))
+                else:
+                    _note(run, found, results)
 
 
 def _note(run: Run, found: dict[str, Any], results: Results) -> None:
@@ -146,6 +171,10 @@ def _measure_core(
         for turn in range(1, options.rounds + 1):
             for loop in loops if measure != "import" else loops[:1]:
                 begin(f"core {measure}, round {turn}: {loop}")
-                found = run_job({"job": "core", "what": measure, "loop": loop, "total": total})
+                try:
+                    found = run_job({"job": "core", "what": measure, "loop": loop, "total": total})
+                except JobError as error:
+                    results.failures.append(str(error))
+                    continue
                 contender = "python" if measure == "import" else loop
                 results.add("core", name, contender, unit, found["value"], None, "")

@@ -113,6 +113,8 @@ def page(many: Sequence[Results]) -> str:
         parts.append(markdown(results))
         if known_settings := _settings(results):
             parts.append("How each was set:\n\n" + "\n".join(known_settings))
+        if results.failures:
+            parts.append("Failed:\n\n" + "\n".join(f"- {text.splitlines()[0]}" for text in results.failures))
         if results.notes:
             parts.append("\n".join(f"- {note}" for note in results.notes))
     return "\n\n".join(parts) + "\n"

@@ -67,6 +67,7 @@ class Results:
         environment: Versions, processors, load, and when it was.
         options: What the command was given.
         notes: What was left out, and why.
+        failures: What was to be measured and failed.
     """
 
     command: str
@@ -74,6 +75,7 @@ class Results:
     options: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def row(self, subject: str, measure: str, contender: str) -> Row | None:
         for row in self.rows:

@@ -86,6 +86,39 @@ def test_a_contender_that_fails_says_how() -> None:
         jobs.run_job({"job": "measure", **job})
 
 
+def test_what_fails_leaves_the_other_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[str] = []
+
+    def run_job(job: dict[str, Any]) -> dict[str, Any]:
+        if job["job"] == "measure":
+            measured.append(job["contender"])
+        if job.get("contender") == "raw":
+            raise jobs.JobError("measure memory emit raw failed:\nKeyError: 1")
+        return {"rate": 5.0, "memory_mb": 1.0}
+
+    monkeypatch.setattr("benchmarks.compare.run_job", run_job)
+    options = ("--measure", "emit", "--without", "faststream", "--output", str(tmp_path))
+    assert main(["compare", *MEMORY, "--rounds", "2", *options]) == 1
+    assert measured == ["raw", "asyncio", "asyncio"]
+    assert [(row.contender, row.values) for row in results_of(tmp_path).rows] == [("asyncio", [5.0, 5.0])]
+    out, err = capsys.readouterr()
+    assert "- measure memory emit raw failed:" in out
+    assert "KeyError: 1" in err
+
+
+def test_what_is_not_installed_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.compare.missing", lambda package, use: f"{use}: no {package}")
+    assert main(["compare", "--transport", "kafka", "--loop", "trio"]) == 1
+    out = capsys.readouterr().out
+    assert 'Left out kafka: confluent_kafka is not installed; `pip install "dispytch[kafka]"` brings it.' in out
+    assert 'Left out trio, which is not installed: pip install "dispytch[trio]".' in out
+    assert "Left out FastStream: no faststream" in out
+
+
 def test_missing_packages_are_named() -> None:
     assert missing("json", "No JSON") is None
     assert missing("no_such_package", "No plots") == (
