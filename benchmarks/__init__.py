@@ -1,1 +1,1 @@
-"""Benchmarks, as programs: ``python -m benchmarks.memory``."""
+"""Benchmarks, as one command: ``python -m benchmarks --help``; docs/performance.md says how they measure."""

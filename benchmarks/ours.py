@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Annotated, Any
 
 import anyio
-import anyio.to_thread
 
-from benchmarks.bodies import OrderBody, order_event
-from benchmarks.raw import Count, Headers
-from dispytch import Event, EventDispatcher, EventEmitter, consumer_from_url, producer_from_url
+from benchmarks.bodies import OrderBody, get_rate, order_event
+from benchmarks.plans import BATCH, Message, Plan, chunks, take_steps, take_steps_async
+from dispytch import Dependency, Event, EventDispatcher, EventEmitter, consumer_from_url, producer_from_url
 from dispytch import sync as blocking
+from dispytch.memory import MemoryBroker, MemoryProducer
 
-_BATCH = 1000
+LOOPS = ("asyncio", "uvloop", "trio", "blocking")
+SETTINGS = f"the defaults (concurrency 100), one dependency, at least once, emit_many of {BATCH}"
+TIMEOUT = 120
 
 
-def messages_of(url: str, topic: str, count: int) -> list[tuple[bytes, Headers]]:
+def messages_of(url: str, topic: str, numbers: range) -> Iterator[Message]:
     """The bytes and headers that the emitter would send, for the raw clients."""
-    factory = EventEmitter(producer_from_url(url))._factory
-    make = order_event(topic)
-    return [(message.payload or b"", message.headers) for message in map(factory.make, map(make, range(count)))]
+    producer = MemoryProducer(MemoryBroker()) if url.startswith("memory") else producer_from_url(url)
+    make, factory = order_event(topic), EventEmitter(producer)._factory
+    for number in numbers:
+        message = factory.make(make(number))
+        yield message.payload or b"", message.headers
 
 
-def run_on(loop: str, main: Callable[..., Any], *args: Any) -> Any:
+def run_on(loop: str, main: Any, *args: Any) -> Any:
+    """Runs a coroutine function on a loop, by its name."""
     return anyio.run(
         main,
         *args,
@@ -49,56 +53,55 @@ def declare(url: str, topic: str, group: str) -> None:
     anyio.run(main)
 
 
-def consume(loop: str, url: str, topic: str, group: str, total: int, fill: Callable[[], None]) -> float:
-    """Seconds from the first to the last handled event."""
-    count = Count(total)
-    done = threading.Event()
-    seconds: list[float] = []
-
-    async def handle(event: Event[OrderBody]) -> None:
-        if count.add(event.body.order_id):
-            seconds.append(count.seconds)
-            done.set()
-
+def run(plan: Plan, loop: str) -> None:
+    """Takes a plan's steps on a loop; ``blocking`` is `dispytch.sync`, with a ``def`` handler in worker threads."""
+    make = order_event(plan.topic)
+    events = [make(number) for number in range(plan.total)] if plan.emits or plan.prefill else []
+    if plan.prefill:
+        with blocking.EventEmitter(producer_from_url(plan.url)) as emitter:
+            for step in chunks(plan.total):
+                emitter.emit_many(events[step.numbers.start : step.numbers.stop])
     if loop == "blocking":
-        background = blocking.EventDispatcher(consumer_from_url(url, group))
-        background.handler(topic=topic)(handle)
-        with background:
-            fill()
-            done.wait()
-        return seconds[0]
-
-    async def main() -> None:
-        dispatcher = EventDispatcher(consumer_from_url(url, group))
-        dispatcher.handler(topic=topic)(handle)
-        async with dispatcher.lifespan():
-            await anyio.to_thread.run_sync(fill)
-            while not done.is_set():  # noqa: ASYNC110 - costs nothing against what is measured
-                await anyio.sleep(0.02)
-
-    run_on(loop, main)
-    return seconds[0]
+        _run_blocking(plan, events)
+    else:
+        run_on(loop, _run, plan, events)
 
 
-def emit_many(loop: str, url: str, topic: str, total: int) -> float:
-    """Seconds for ``total`` events in batches, each confirmed."""
-    make = order_event(topic)
-    events = [make(number) for number in range(total)]
-    if loop == "blocking":
-        with blocking.EventEmitter(producer_from_url(url), timeout=120) as emitter_of_thread:
-            emitter_of_thread.emit(make(0))
-            begin = time.perf_counter()
-            for first in range(0, total, _BATCH):
-                emitter_of_thread.emit_many(events[first : first + _BATCH])
-            return time.perf_counter() - begin
+async def _run(plan: Plan, events: list[Any]) -> None:
+    async with AsyncExitStack() as stack:
+        if plan.group is not None:
+            dispatcher = EventDispatcher(consumer_from_url(plan.url, plan.group))
 
-    async def main() -> float:
-        async with EventEmitter(producer_from_url(url), timeout=120) as emitter:
-            await emitter.emit(make(0))
-            begin = time.perf_counter()
-            for first in range(0, total, _BATCH):
-                await emitter.emit_many(events[first : first + _BATCH])
-            return time.perf_counter() - begin
+            @dispatcher.handler(topic=plan.topic)
+            async def handle(event: Event[OrderBody], rate: Annotated[float, Dependency(get_rate)]) -> None:
+                plan.took(event.body.order_id)
 
-    seconds: float = run_on(loop, main)
-    return seconds
+            await stack.enter_async_context(dispatcher.lifespan())
+        emitter = EventEmitter(producer_from_url(plan.url), timeout=TIMEOUT)
+        if plan.emits:
+            await stack.enter_async_context(emitter)
+        await take_steps_async(
+            plan,
+            lambda number: emitter.emit(events[number]),
+            lambda numbers: emitter.emit_many(events[numbers.start : numbers.stop]),
+        )
+
+
+def _run_blocking(plan: Plan, events: list[Any]) -> None:
+    with ExitStack() as stack:
+        if plan.group is not None:
+            dispatcher = blocking.EventDispatcher(consumer_from_url(plan.url, plan.group))
+
+            @dispatcher.handler(topic=plan.topic)
+            def handle(event: Event[OrderBody], rate: Annotated[float, Dependency(get_rate)]) -> None:
+                plan.took(event.body.order_id)
+
+            stack.enter_context(dispatcher)
+        emitter = blocking.EventEmitter(producer_from_url(plan.url), timeout=TIMEOUT)
+        if plan.emits:
+            stack.enter_context(emitter)
+        take_steps(
+            plan,
+            lambda number: emitter.emit(events[number]),
+            lambda numbers: emitter.emit_many(events[numbers.start : numbers.stop]),
+        )
