@@ -486,6 +486,30 @@ async def test_what_waits_for_a_batch_takes_no_room_at_other_handlers(broker: Me
     assert single == bulk == list(range(5))
 
 
+async def test_the_next_of_a_key_does_not_wait_for_the_back_off_of_others_of_a_batch(broker: MemoryBroker) -> None:
+    dispatcher = dispatcher_on(broker, max_deliveries=3)
+    singles: list[int] = []
+    go = anyio.Event()
+
+    @dispatcher.handler(Click, batch=2, batch_wait=60.0)
+    async def bulk(events: list[Event[Click]]) -> None:
+        await go.wait()
+        for event in events:
+            if event.body.n == 1:
+                event.nack(delay=60.0)
+
+    @dispatcher.handler(Click)
+    async def single(event: Event[Click]) -> None:
+        singles.append(event.body.n)
+
+    await emit(broker, *clicks(4, keys=2))
+    async with dispatcher.lifespan():
+        await anyio.wait_all_tasks_blocked()
+        assert singles == [0, 1]
+        go.set()
+        await until(lambda: singles == [0, 1, 2])  # and not 3, which is of the key of the one that failed
+
+
 async def test_a_type_that_has_batches_only_beside_single_events_of_another(broker: MemoryBroker) -> None:
     dispatcher = dispatcher_on(broker, concurrency=1)
     log: list[Any] = []

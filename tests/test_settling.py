@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +14,9 @@ import anyio.to_thread
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher, Middleware, Redeliver, Reject
+from dispytch.abc import Outcome, Settlement
 from dispytch.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
-from dispytch.errors import ConfigurationError, RegistrationError
+from dispytch.errors import ConfigurationError, DispytchError, RegistrationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
 from dispytch.middleware import ExceptionInterceptor, Filter, FixedDelay, Retry, Timeout
 from dispytch.testing import TestClock
@@ -495,3 +496,28 @@ async def test_pub_sub_like_events_may_be_settled(settle: Callable[[Event[Job]],
         logging.getLogger("dispytch").setLevel(logging.NOTSET)
     assert len(tries) == (2 if settle is Event.nack else 1)
     assert len(broker.dead_letters) == (0 if settle is Event.ack else 1)
+
+
+class _Recording(MemoryConsumer):
+    """Notes the dead letters that it is to write, and whether their events were acknowledged already."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.letters: list[bool] = []
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[tuple[Settlement, DispytchError]]:
+        self.letters += [item.is_acknowledged for item in settlements if item.outcome is Outcome.DEAD_LETTER]
+        return await super().settle(settlements)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, AckBeforeProcessing()], ids=repr)
+async def test_the_transport_learns_whether_a_dead_letter_is_all_that_is_left(policy: AckPolicy) -> None:
+    consumer = _Recording(MemoryBroker())
+    dispatcher = EventDispatcher(consumer, default_ack_policy=policy)
+
+    @dispatcher.handler(Job)
+    async def work(event: Event[Job]) -> None:
+        event.reject()
+
+    await handle(dispatcher, Job())
+    assert consumer.letters == [policy == AckBeforeProcessing()]

@@ -275,7 +275,7 @@ class Consumer(ABC):
         """Carries out the outcomes: acknowledges, hands back, or writes dead letters and then acknowledges.
 
         A dead letter is confirmed before its source is acknowledged. A settlement that is stale, since the connection
-        is another one by now, is ignored.
+        is another one by now, is ignored, save for the dead letters of one that is acknowledged already.
 
         Returns:
             Those that could not be carried out, with the reason; the dispatcher tries them again.

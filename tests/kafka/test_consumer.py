@@ -216,6 +216,31 @@ async def test_dead_letters_are_written_before_their_source_is_done(
     assert cluster.committed(group, topic) is None
 
 
+@one_loop
+@anyio_mark
+async def test_what_was_acknowledged_first_is_dead_lettered_also_after_its_partition_is_lost(cluster: Cluster) -> None:
+    topic, other, group = unique(), unique(), unique("group")
+    dead = f"{topic}.dead"
+    for name in (topic, other, dead):
+        cluster.create(name)
+    cluster.produce(topic, b"first", b"after")
+    consumer = consumer_of(cluster, group)
+    await consumer.start([subscription(topic, dead=[dead])])
+    deliveries = await receive(consumer, 2)
+    assert await consumer.settle(acknowledged(deliveries[:1])) == []
+    await consumer.start([subscription(other)])
+    assert all(map(consumer.is_stale, deliveries))
+    settlements = [
+        Settlement(delivery, Outcome.DEAD_LETTER, [message(dead, delivery.payload)], is_acknowledged=is_acknowledged)
+        for delivery, is_acknowledged in zip(deliveries, (True, False), strict=True)
+    ]
+    assert await consumer.settle(settlements) == []
+    await consumer.settle([Settlement(deliveries[0], Outcome.DEAD_LETTER, [message(dead, b"end")], {}, True)])
+    assert [found.value() for found in cluster.read(dead, 2)] == [b"first", b"end"]
+    await consumer.stop()
+    assert cluster.committed(group, topic) == 1
+
+
 # --- groups
 
 

@@ -254,6 +254,30 @@ class TestAcknowledging:
         assert properties.delivery_mode == 2
         assert count(names.url, names.queue) == 0
 
+    async def test_what_was_acknowledged_first_is_dead_lettered_also_after_its_channel(
+        self, names: Names, driver: Driver | None
+    ) -> None:
+        consumer = consumer_of(names, driver)
+        route = RabbitMQEventRoute(f"{names.queue}.dead", "")
+        wanted = [subscribe(consumer, EventSubscription(key), route) for key in ("k", "more")]
+        async with started(consumer, wanted[0]):
+            publish(names.url, names.exchange, "k", b"first", b"after")
+            deliveries = await receive(consumer, 2)
+            await consumer.settle(ack(deliveries[0]))
+            await consumer.start(wanted)  # on another channel
+            (again,) = await receive(consumer, 1)
+            letters = [Message(unique("id"), route, delivery.payload) for delivery in deliveries]
+            settlements = [
+                Settlement(delivery, Outcome.DEAD_LETTER, [letter], is_acknowledged=delivery is deliveries[0])
+                for delivery, letter in zip(deliveries, letters, strict=True)
+            ]
+            assert await consumer.settle(settlements) == []
+            publish(names.url, names.exchange, "k", b"next")
+            await receive(consumer, 1)
+        assert again.payload == b"after"
+        assert [body for _, _, body in drain(names.url, f"{names.queue}.dead")] == [b"first"]
+        assert [body for _, _, body in drain(names.url, names.queue)] == [b"after", b"next"]
+
     async def test_a_dead_letter_that_cannot_be_written(self, names: Names, driver: Driver | None) -> None:
         consumer = consumer_of(names, driver)
         async with started(consumer):

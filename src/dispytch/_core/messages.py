@@ -229,9 +229,14 @@ class DeadLetter:
 
 
 class Settlement:
-    """A delivery with its outcome, for the transport to carry out."""
+    """A delivery with its outcome, for the transport to carry out.
 
-    __slots__ = ("dead_letters", "delivery", "failures", "outcome")
+    Attributes:
+        is_acknowledged: It was acknowledged before it was handled, so nobody else gets it: its dead letters are written
+            even where the delivery is stale by now.
+    """
+
+    __slots__ = ("dead_letters", "delivery", "failures", "is_acknowledged", "outcome")
 
     def __init__(
         self,
@@ -239,9 +244,11 @@ class Settlement:
         outcome: Outcome,
         dead_letters: Sequence[Message] = (),
         failures: Mapping[str, int] = _NO_FAILURES,
+        is_acknowledged: bool = False,
     ) -> None:
         self.delivery: Delivery = delivery
         self.outcome: Outcome = outcome
+        self.is_acknowledged: bool = is_acknowledged
         self.dead_letters: Sequence[Message] = dead_letters
         self.failures: Mapping[str, int] = failures
 

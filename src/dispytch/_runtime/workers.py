@@ -301,3 +301,4 @@ class _Gathering:
             workers.running.pop(id(self.work), None)
         if self.has_lane:
             workers.lanes.done(self.work)
+            workers.wake()  # the worker at the batch may be at others of it for long

@@ -83,7 +83,8 @@ class Work:
         if self.route.ack_first and outcome is not Outcome.DEAD_LETTER:
             self.link.let_go(1)  # acknowledged before it was handled
             return
-        self.link.settle(Settlement(self.opened.delivery, outcome, letters, self.failures or _NO_FAILURES))
+        failures = self.failures or _NO_FAILURES
+        self.link.settle(Settlement(self.opened.delivery, outcome, letters, failures, self.route.ack_first))
 
     def forget(self) -> None:
         """It is somebody else's by now: nothing is to be told to the consumer. Only the first time counts."""

@@ -143,7 +143,7 @@ class KafkaConsumer(Consumer):
         letters: list[Message] = []
         owners: list[Settlement] = []
         for settlement in settlements:
-            if settlement.outcome is Outcome.DEAD_LETTER and not _is_stale(settlement):
+            if settlement.outcome is Outcome.DEAD_LETTER and (settlement.is_acknowledged or not _is_stale(settlement)):
                 letters += settlement.dead_letters
                 owners += [settlement] * len(settlement.dead_letters)
         failed: dict[Settlement, DispytchError] = {}

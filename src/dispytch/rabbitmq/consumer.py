@@ -210,26 +210,28 @@ class RabbitMQConsumer(Consumer):
         intake = self._intake
         acknowledged: list[int] = []
         released: list[int] = []
-        with_letters: list[tuple[Settlement, int]] = []
+        with_letters: list[tuple[Settlement, int | None]] = []
         for settlement in settlements:
             owner, tag = settlement.delivery.token or (None, 0)
-            if owner is not intake or intake is None:
-                continue  # of an earlier channel: the broker has put it back already
+            if owner is not intake or intake is None:  # of an earlier channel: the broker has put it back already
+                if settlement.is_acknowledged and settlement.dead_letters:  # or has not
+                    with_letters.append((settlement, None))
+                continue
             if settlement.outcome is Outcome.RELEASE:
                 released.append(tag)
             elif settlement.outcome is Outcome.DEAD_LETTER and settlement.dead_letters:
                 with_letters.append((settlement, tag))
             else:
                 acknowledged.append(tag)
-        if intake is None or not (acknowledged or released or with_letters):
-            await anyio.lowlevel.cancel_shielded_checkpoint()
-            return []
-        if acknowledged or released:
+        if intake is not None and (acknowledged or released):
             await intake.settle(acknowledged, released)
         failed: dict[Settlement, DispytchError] = {}
         if with_letters:
             failed = await self._write_letters([settlement for settlement, _ in with_letters])
-            await intake.settle([tag for settlement, tag in with_letters if settlement not in failed], [])
+            written = [tag for settlement, tag in with_letters if tag is not None and settlement not in failed]
+            if intake is not None and written:
+                await intake.settle(written, [])
+        await anyio.lowlevel.cancel_shielded_checkpoint()
         return list(failed.items())
 
     def is_stale(self, delivery: Delivery) -> bool:

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -108,7 +108,11 @@ class Reader:
         elif self._vanished:
             await self._make_anew()
         elif self._behind:
-            self._ask(self._understand_page, self._group.read(self._behind.items(), _PAGE))
+            # What is settled while the page is on its way must not come once more.
+            known = {stream: set(stream.held) for stream in self._behind}
+            self._ask(
+                lambda replies: self._understand_page(known, replies), self._group.read(self._behind.items(), _PAGE)
+            )
             await self._answer()
             await self._weigh()
         elif (left := self._next_look - time.monotonic()) <= 0:
@@ -178,13 +182,13 @@ class Reader:
 
     # --- what is answered
 
-    def _understand_page(self, replies: list[Any]) -> None:
+    def _understand_page(self, known: Mapping[Stream, Collection[bytes]], replies: list[Any]) -> None:
         found = dict(self._entries(replies[0]))
         for stream in list(self._behind):
             entries = found.get(stream)
             if entries:
                 self._behind[stream] = entries[-1][0]
-                self._inherit(stream, entries)
+                self._inherit(stream, [(id, fields) for id, fields in entries if id not in known[stream]])
             elif not self._vanished:
                 del self._behind[stream]
 
