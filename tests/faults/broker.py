@@ -100,7 +100,9 @@ class Broker:
             with channel_to(self.url) as channel:
                 return int(channel.queue_declare(group, passive=True).method.message_count)
         with self.redis() as client:
-            return int(client.xpending(topic, group)["pending"])
+            (state,) = (found for found in client.xinfo_groups(topic) if found["name"] == group.encode())
+            waiting = client.xrange(topic, min=b"(" + state["last-delivered-id"])
+            return int(state["pending"]) + len(waiting)
 
     def break_letters(self, topic: str, group: str) -> None:
         """Has the dead-letter destination take nothing."""
