@@ -35,8 +35,6 @@ SOURCE = str(Path(dispytch.__file__).parent)
 EVENTS = 1000
 SLACK = 0.5
 """Of a call per event: how many events a batch has depends a little on the time."""
-PER_TOPIC = {"Cursor.waiting", "Topic.end"}
-"""What the memory broker asks of each topic when it has run empty, however many events came before."""
 
 
 class Order(EventBase):
@@ -91,7 +89,7 @@ def counting(calls: list[str]) -> Iterator[None]:
 
     def profile(frame: FrameType, what: str, _: object) -> None:
         code = frame.f_code
-        if what == "call" and code.co_filename.startswith(SOURCE) and code.co_qualname not in PER_TOPIC:
+        if what == "call" and code.co_filename.startswith(SOURCE):
             calls.append(code.co_qualname)
 
     before = sys.getprofile()

@@ -112,6 +112,7 @@ class MemoryBroker:
             outcomes: list[Receipt | DispytchError] = [
                 self._append(message, False, touched, now) for message in messages
             ]
+            self._freshen(touched)
         self._wake_readers(touched)
         return outcomes
 
@@ -126,6 +127,7 @@ class MemoryBroker:
             receipt = self._append(message, False, touched, now)
             if faults.take("duplicate"):
                 self._append(message, False, touched, now)
+            self._freshen(touched)
         self._wake_readers(touched)
         if faults.take("lose_reply"):
             return EmitTimeoutError("no confirmation came from the memory broker: a fault that the test asked for")
@@ -140,6 +142,11 @@ class MemoryBroker:
         topic.log.append((message.key, message.headers, message.payload, now))
         touched[name] = topic
         return Receipt(message.id, name, None, offset)
+
+    def _freshen(self, touched: dict[str, Topic]) -> None:
+        for topic in touched.values():
+            for cursor in topic.readers:
+                cursor.group.freshen(cursor)
 
     def _wake_readers(self, touched: dict[str, Topic]) -> None:
         for topic in touched.values():
@@ -243,6 +250,7 @@ class MemoryBroker:
                     cursor.tracker.done(offset)
                     cursor.failures.pop(offset, None)
                     advanced[cursor] = None
+            self._freshen(touched)
             for cursor in advanced:
                 self._trim(cursor)
         self._wake_readers(touched)
@@ -260,7 +268,7 @@ class MemoryBroker:
     def backlog(self, member: Member) -> int:
         """How many entries wait for a member."""
         with self._lock:
-            return sum(cursor.waiting for cursor in member.cursors) + len(member.inbox)
+            return sum(cursor.waiting for cursor in member.fresh) + len(member.inbox)
 
 
 def _delivery(cursor: Cursor, offset: int) -> Delivery:

@@ -96,7 +96,10 @@ class Member:
         self.wake: Callable[[], None] = wake
         self.subscriptions: tuple[Subscription, ...] = ()
         self._matchers: dict[str | None, Matcher[None]] = {}
-        self.cursors: deque[Cursor] = deque()
+        self.cursors: dict[Cursor, None] = {}
+        """What it reads."""
+        self.fresh: dict[Cursor, None] = {}
+        """Those of them that may have something for it; the next one to look at comes first."""
         self.held: set[Place] = set()
         """What was delivered and is not settled."""
         self.inbox: deque[Place] = deque()
@@ -148,8 +151,14 @@ class Group:
         if cursor is None:
             cursor = self.cursors[topic.name] = Cursor(self, topic, start)
             topic.readers.append(cursor)
-        if cursor not in member.cursors:
-            member.cursors.append(cursor)
+        member.cursors[cursor] = None
+        self.freshen(cursor)
+
+    def freshen(self, cursor: Cursor) -> None:
+        """Something has come for those who read a topic, or has come back."""
+        for member in self.members:
+            if cursor in member.cursors:
+                member.fresh[cursor] = None
 
     def take(self, member: Member, limit: int, others: set[Member]) -> list[Place]:
         """The next entries for a member, at most ``limit``; members who got something meanwhile go to ``others``."""
@@ -157,9 +166,10 @@ class Group:
         while member.inbox and len(taken) < limit:
             taken.append(self._hand_over(member, member.inbox.popleft()))
         alone = len(self.members) == 1
-        for _ in range(len(member.cursors)):
-            cursor = member.cursors[0]
-            member.cursors.rotate(-1)  # the next time another topic is first
+        fresh = member.fresh
+        while fresh and len(taken) < limit:
+            cursor = next(iter(fresh))
+            del fresh[cursor]
             while len(taken) < limit and cursor.waiting:
                 for offset in cursor.upcoming(limit - len(taken)):
                     place = (cursor, offset)
@@ -168,6 +178,8 @@ class Group:
                         taken.append(place)
                     elif self._is_for(member, place, others):
                         taken.append(self._hand_over(member, place))
+            if cursor.waiting:
+                fresh[cursor] = None  # the next time another topic is first
         return taken
 
     def put_down(self, member: Member, place: Place) -> bool:
@@ -198,6 +210,7 @@ class Group:
             by_cursor.setdefault(cursor, []).append(offset)
         for cursor, offsets in by_cursor.items():
             cursor.give_back(offsets)
+            self.freshen(cursor)
         if returned:  # of any topic: nobody else would tell those who read it
             for member in self.members:
                 member.wake()
