@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import queue
 import sys
@@ -41,6 +40,9 @@ def running_backend() -> str:
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
         return "trio"
+    asyncio = sys.modules.get("asyncio")  # which costs more to import than all of Dispytch
+    if asyncio is None:
+        raise RuntimeError("no running event loop")
     asyncio.get_running_loop()
     return "asyncio"
 
@@ -65,7 +67,7 @@ class Loop:
         if running_backend() == "trio":
             self._post = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
         else:
-            self._post = asyncio.get_running_loop().call_soon_threadsafe
+            self._post = sys.modules["asyncio"].get_running_loop().call_soon_threadsafe
 
     @property
     def is_here(self) -> bool:
@@ -178,7 +180,7 @@ async def was_cancelled() -> bool:
     """
     if running_backend() == "trio" or anyio.current_effective_deadline() == float("-inf"):
         return True
-    task = asyncio.current_task()
+    task = sys.modules["asyncio"].current_task()
     if task is not None and task.cancelling():
         while task.uncancel():
             pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from dispytch.abc import Consumer, Producer
@@ -69,6 +68,8 @@ def _maker(url: str, name: str) -> Callable[..., Any]:
         raise ConfigurationError("a broker's URL begins with its scheme, as in redis://localhost:6379 or memory://name")
     if scheme in _BUILT_IN:
         return getattr(import_module(_BUILT_IN[scheme]), name)  # type: ignore[no-any-return]  # found by its name
+    from importlib.metadata import entry_points  # whose import costs more than this module
+
     plug_ins = entry_points(group="dispytch.transports")
     for plug_in in plug_ins:
         if plug_in.name == scheme:
