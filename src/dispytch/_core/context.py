@@ -154,6 +154,10 @@ class EventHandlerContext:
         self.cut_short = not waited
         return waited
 
+    async def pause(self, seconds: float) -> bool:
+        """Waits for something else than another try; False if the dispatcher stops, which ends the wait at once."""
+        return await self._in_flight.pause(seconds)
+
     def make_meta(self) -> Meta:
         opened = self._opened
         delivery = opened.delivery
@@ -281,6 +285,9 @@ class BatchContext(EventHandlerContext):
         waited = await self._pause(seconds) and not all(part._in_flight.is_stale for part in self._parts)
         self.cut_short = not waited
         return waited
+
+    async def pause(self, seconds: float) -> bool:
+        return await self._pause(seconds)
 
     @property
     def has_word(self) -> bool:
