@@ -605,6 +605,35 @@ async def test_what_becomes_stale_in_a_back_off_is_not_tried_again(batch: int | 
     assert tries == [0, 1]
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+async def test_what_becomes_stale_in_a_back_off_of_retry_is_not_tried_again(batch: int | None) -> None:
+    clock = TestClock()
+    consumer = Fickle(MemoryBroker(clock))
+    dispatcher = EventDispatcher(consumer, middlewares=[Retry(FixedDelay(3, delay_sec=10))])
+    tries: list[int] = []
+
+    async def fail(events: list[Event[Click]]) -> None:
+        tries.extend(numbers(events))
+        raise OSError
+
+    async def fail_single(event: Event[Click]) -> None:
+        await fail([event])
+
+    if batch:
+        dispatcher.handler(Click, batch=batch, batch_wait=0)(fail)
+    else:
+        dispatcher.handler(Click)(fail_single)
+    await emit(consumer.broker, *clicks(2))
+    async with dispatcher.lifespan():
+        await until(lambda: len(tries) == 2 and clock.sleepers == (1 if batch else 2))
+        consumer.is_lost = True
+        clock.advance(11)
+        await until(lambda: not dispatcher.health().in_flight)
+        assert dispatcher.health().unsettled == 0
+    assert sorted(tries) == [0, 1]
+    assert consumer.broker.dead_letters == []
+
+
 async def test_a_stop_hands_back_what_waits_and_finishes_what_runs() -> None:
     clock = TestClock()  # never advanced
     broker = MemoryBroker(clock)

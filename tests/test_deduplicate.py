@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher
-from dispytch.abc import Middleware
+from dispytch.abc import Delivery, Middleware
 from dispytch.errors import BrokerUnreachableError, ConfigurationError
 from dispytch.memory import MemoryBroker, MemoryConsumer
 from dispytch.middleware import (
@@ -419,6 +419,26 @@ async def test_success_is_noted_later_if_the_store_is_down_meanwhile(broker: Mem
     dispatcher, handled = counting(broker, [Deduplicate(store)])
     event = Paid()
     await handle(dispatcher, event, event)
+    assert handled == [1]
+    assert store.calls.count("complete") == 3
+
+
+async def test_success_is_noted_also_if_the_event_is_somebody_elses_by_then(broker: MemoryBroker) -> None:
+    handled: list[int] = []
+
+    class Losing(MemoryConsumer):
+        def is_stale(self, delivery: Delivery) -> bool:
+            return bool(handled)
+
+    store = Moody()
+    store.failing.update(complete=2)
+    dispatcher = EventDispatcher(Losing(broker), middlewares=[Deduplicate(store)])
+
+    @dispatcher.handler(Paid)
+    async def take(event: Event[Paid]) -> None:
+        handled.append(event.body.amount)
+
+    await handle(dispatcher, Paid())
     assert handled == [1]
     assert store.calls.count("complete") == 3
 

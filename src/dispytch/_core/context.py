@@ -32,6 +32,10 @@ class InFlight(Protocol):
     def pause(self) -> Pause:
         """Waits before another try."""
 
+    @property
+    def is_stale(self) -> bool:
+        """It has become somebody else's, so there is to be no other try here."""
+
     def acknowledge(self) -> None:
         """Its only handler is done with it, though it may go on: it can be acknowledged. In any thread."""
 
@@ -45,7 +49,8 @@ class EventHandlerContext:
             several of one consumer have the same.
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
-        cut_short: Whether a stop of the dispatcher ended a back-off, so that the failure is not the last word.
+        cut_short: Whether a back-off came to nothing, since the dispatcher stops or the event has become somebody
+            else's meanwhile, so that the failure is not the last word.
         has_failed: Whether a try has failed with this context; False where middleware alone has.
     """
 
@@ -142,11 +147,16 @@ class EventHandlerContext:
         """Waits before another try.
 
         Returns:
-            False if the dispatcher is stopping: the wait ended at once, and the failure should be raised.
+            False if there is to be no other try, and the failure should be raised: the dispatcher is stopping, which
+            ends the wait at once, or the event has become somebody else's meanwhile.
         """
-        waited = await self._in_flight.pause(seconds)
+        waited = await self._in_flight.pause(seconds) and not self._in_flight.is_stale
         self.cut_short = not waited
         return waited
+
+    async def pause(self, seconds: float) -> bool:
+        """Waits for something else than another try; False if the dispatcher stops, which ends the wait at once."""
+        return await self._in_flight.pause(seconds)
 
     def make_meta(self) -> Meta:
         opened = self._opened
@@ -272,9 +282,12 @@ class BatchContext(EventHandlerContext):
         return [Event(value, part) for value, part in zip(values, unsettled, strict=True)]  # type: ignore[arg-type]  # it makes the meta
 
     async def back_off(self, seconds: float) -> bool:
-        waited = await self._pause(seconds)
+        waited = await self._pause(seconds) and not all(part._in_flight.is_stale for part in self._parts)
         self.cut_short = not waited
         return waited
+
+    async def pause(self, seconds: float) -> bool:
+        return await self._pause(seconds)
 
     @property
     def has_word(self) -> bool:

@@ -97,8 +97,11 @@ class Trials:
         self, work: Work, bound: Bound, ctx: EventHandlerContext, error: BaseException, cut_short: bool
     ) -> Verdict | float:
         """What a failed try means: the seconds until the next one, or the end. Counts the failure, in ``ctx`` too."""
-        if cut_short and not bound.ack_first and not ctx.has_failed:
-            return RELEASED  # the handler was not called: middleware has waited before it, in vain
+        if cut_short and not bound.ack_first:
+            if work.is_stale:
+                work.forget()
+            if not ctx.has_failed:
+                return RELEASED  # the handler was not called: middleware has waited before it, in vain
         if work.failures is None:
             work.failures = dict(work.opened.delivery.failures)
         failed = work.failures[bound.key] = work.failures.get(bound.key, 0) + 1

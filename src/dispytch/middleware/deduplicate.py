@@ -141,7 +141,8 @@ class Deduplicate(Middleware):
             problem = await self._last_word(self.store.complete(key))
             if problem is None:
                 return
-            if waited > self.claim_ttl or not await ctx.back_off(delay):
+            # Also if the event is somebody else's by now: they are to learn that it was handled.
+            if waited > self.claim_ttl or not await ctx.pause(delay):
                 logger.error(
                     "Handler %s has handled event %s, and that could not be noted, so a repeat of it would be handled "
                     "again: %s",
