@@ -15,7 +15,7 @@ import anyio.lowlevel
 from dispytch._bridge import Waker
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError
-from dispytch.rabbitmq.properties import delivery_of
+from dispytch.rabbitmq.properties import delivery_of, text_of
 from dispytch.rabbitmq.routes import Scope
 from dispytch.rabbitmq.source import Source, refusal
 from dispytch.rabbitmq.tags import Tags
@@ -99,7 +99,7 @@ class Intake(ABC):
         if scope is None:
             if len(self._scopes) > 1000:
                 self._scopes.clear()
-            scope = self._scopes[exchange, queue] = Scope(exchange, queue)
+            scope = self._scopes[exchange, queue] = Scope(text_of(exchange), queue)
         return scope
 
 

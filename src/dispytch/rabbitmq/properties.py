@@ -21,6 +21,7 @@ __all__ = [
     "fitted",
     "properties_of",
     "target_of",
+    "text_of",
     "with_exchange",
 ]
 
@@ -178,7 +179,7 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
     try:
         for name, value in (properties.headers or {}).items():
             headers.append(
-                (_text(name), value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value))
+                (text_of(name), value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value))
             )
     except Exception as error:  # whatever a foreign program has put there, the connection must outlive it
         headers.clear()
@@ -188,11 +189,11 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
             headers.append((name, _bytes(value)))
     count = (properties.headers or {}).get(_DELIVERY_COUNT)
     return Delivery(
-        _text(routing_key),
+        text_of(routing_key),
         body,
         headers,
         timestamp_ms=_milliseconds(properties.timestamp),
-        position=_text(properties.message_id) if properties.message_id else None,
+        position=text_of(properties.message_id) if properties.message_id else None,
         scope=scope,
         deliveries=count if isinstance(count, int) else 0,  # pika has an int of its own
         unreadable=unreadable,
@@ -200,7 +201,7 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
     )
 
 
-def _text(name: str | bytes) -> str:
+def text_of(name: str | bytes) -> str:
     """A name; pika gives bytes where it is not UTF-8, which show as escapes."""
     return name if type(name) is str else bytes(name).decode("utf-8", "backslashreplace")  # type: ignore[arg-type]  # bytes
 
@@ -233,7 +234,7 @@ def _bytes(value: Any) -> bytes:
 def _plain(value: Any) -> Any:
     """What is nested in a header, as JSON has it."""
     if isinstance(value, Mapping):
-        return {_text(name): _plain(item) for name, item in value.items()}
+        return {text_of(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
