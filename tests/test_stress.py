@@ -202,6 +202,8 @@ class World:
                     choices = random.Random(f"{number} {self.random.random()}")
                     tasks.start_soon(self.member, group, choices)
                 await anyio.sleep(CHAOS)
+                while len(self.ledger.confirmed) <= 200:  # noqa: ASYNC110 - on a machine that is busy it takes longer
+                    await anyio.sleep(0.01)
                 self.over = True
         points: tuple[FaultPoint, ...] = (
             "settle",

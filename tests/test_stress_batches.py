@@ -235,6 +235,8 @@ class World:
                 for number, group in enumerate(GROUPS):
                     tasks.start_soon(self.member, group, random.Random(f"{number} {self.random.random()}"))
                 await anyio.sleep(CHAOS)
+                while len(self.ledger.confirmed) <= 200:  # noqa: ASYNC110 - on a machine that is busy it takes longer
+                    await anyio.sleep(0.01)
                 self.over = True
         for point in POINTS:
             self.faults.sometimes(point, 0)
