@@ -288,6 +288,18 @@ class Consumer(ABC):
         """
         return False
 
+    def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Those that wait and would have others come again, if they were handed back.
+
+        That is so where an acknowledgement takes effect only with all before it. Asked once, at a stop: these are
+        handled before it.
+
+        Args:
+            waiting: Deliveries that no handler has been called for.
+            begun: Deliveries that are being handled, or are handled and not settled yet.
+        """
+        return ()
+
     async def flush(self) -> None:
         """Waits until what was settled so far has reached the broker; where `settle` sees to that, nothing is left.
 

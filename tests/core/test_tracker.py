@@ -33,6 +33,19 @@ def test_prefix_advances_as_gaps_close() -> None:
     assert tracker.advance() == 10
 
 
+def test_last_done_lies_behind_a_gap() -> None:
+    tracker = Tracker()
+    for position in (3, 4, 9, 10):
+        tracker.add(position)
+    assert tracker.last_done is None
+    assert tracker.done(9)
+    assert tracker.last_done == 9
+    assert tracker.done(3)
+    assert tracker.last_done == 9
+    assert tracker.done(4)
+    assert tracker.last_done is None
+
+
 def test_stale_acknowledgement_is_no_error() -> None:
     tracker = Tracker()
     assert not tracker.done(1)

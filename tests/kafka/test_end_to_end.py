@@ -121,6 +121,54 @@ async def test_templates_capture(cluster: Cluster) -> None:
     assert sorted(captured) == ["a.b", "later"]
 
 
+async def stopped_behind_a_gap(cluster: Cluster, *, fails: bool) -> tuple[list[Any], list[Any]]:
+    """What two dispatchers handle, the first of which is stopped while events wait for another of their key."""
+    topic, group = unique(), unique("group")
+    cluster.create(topic)
+    for key, number in ((b"a", 0), (b"a", 1), (b"b", 2), (b"a", 3)):
+        cluster.produce(topic, b'{"n": %d}' % number, key=key)
+    done: list[list[Any]] = []
+
+    def one(release: anyio.Event | None) -> EventDispatcher:
+        dispatcher = EventDispatcher(KafkaConsumer(cluster.servers, group_id=group), concurrency=4)
+        found: list[Any] = []
+        done.append(found)
+
+        @dispatcher.handler(topic=topic)
+        async def handle(event: Event[Body]) -> None:
+            if release is not None and event.body.n == 0:
+                await release.wait()
+                if fails:
+                    raise Redeliver
+            found.append(event.body.n)
+
+        return dispatcher
+
+    release = anyio.Event()
+    first = one(release)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(first.start)
+        await until(lambda: done[0] == [2] and first.health().queued == 2)
+        first.request_stop()
+        await until(lambda: first.health().queued == 1)
+        release.set()
+    second = one(None)
+    async with second.lifespan():
+        await until(lambda: 3 in done[1])
+    assert cluster.committed(group, topic) == 4
+    return done[0], sorted(done[1])
+
+
+async def test_a_drain_closes_the_gap_before_what_is_handled(cluster: Cluster) -> None:
+    # 1 lies before 2, which is handled, so 2 would come again with it; 3 lies behind all that was begun.
+    assert await stopped_behind_a_gap(cluster, fails=False) == ([2, 0, 1], [3])
+
+
+async def test_a_drain_leaves_a_gap_that_nothing_closes(cluster: Cluster) -> None:
+    # 0 comes again, and all behind it, so 1 is not handled before it.
+    assert await stopped_behind_a_gap(cluster, fails=True) == ([2], [0, 1, 2, 3])
+
+
 @one_loop
 async def test_a_drain_hands_back_what_was_not_handled(cluster: Cluster) -> None:
     topic, group = unique(), unique("group")

@@ -10,7 +10,7 @@ __all__ = ["Tracker"]
 class Tracker:
     """Tracks the completion of positions (offsets, delivery tags), which increase but need not be consecutive.
 
-    Every operation takes constant time, amortised.
+    Every operation takes constant time, amortised, unless it says otherwise.
     """
 
     __slots__ = ("_last", "_open", "_order", "_reached")
@@ -55,6 +55,11 @@ class Tracker:
         """
         reached, self._reached = self._reached, None
         return reached
+
+    @property
+    def last_done(self) -> int | None:
+        """The last complete position that has an incomplete one before it, if any. Takes time linear in ``len``."""
+        return next((position for position in reversed(self._order) if position not in self._open), None)
 
     @property
     def pending(self) -> int:

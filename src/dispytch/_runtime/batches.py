@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from dispytch._core.context import BatchContext, EventHandlerContext
@@ -64,7 +64,7 @@ class Collector:
         self.wait: float = batching.wait
         self._clock = clock
         self._push = push
-        self._waiting: deque[Part] = deque()
+        self.waiting: deque[Part] = deque()
         self.is_due = False
         """It is in the lanes."""
         self._is_last = False
@@ -74,19 +74,19 @@ class Collector:
         self._busy: set[tuple[Any, ...]] | None = set() if bound.limits[0].capacity > 1 else None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def add(self, part: Part) -> None:
         """Takes an event."""
         part.since = self._clock.time()
-        self._waiting.append(part)
+        self.waiting.append(part)
         self._look()
 
     def take(self) -> list[Part]:
         """The next batch: up to ``size`` events, of no lane that another batch is busy with."""
         self.is_due = False
         taken: list[Part] = []
-        waiting = self._waiting
+        waiting = self.waiting
         if self._busy is None:
             taken = [waiting.popleft() for _ in range(min(self.size, len(waiting)))]
         else:
@@ -113,24 +113,24 @@ class Collector:
         if parts:  # or what waits is of lanes that other batches are busy with: these will look
             self._look()
 
-    def wind_up(self) -> list[Part]:
-        """Nothing more comes: what cannot be handed back is due now; returns what can."""
+    def wind_up(self, kept: Collection[Work]) -> list[Part]:
+        """Nothing more comes: what cannot be handed back, or should not, is due now; returns the others."""
         self._is_last = True
-        left = [part for part in self._waiting if part.can_wait]
-        self._waiting = deque(part for part in self._waiting if not part.can_wait)
+        left = [part for part in self.waiting if part.can_wait and part.work not in kept]
+        self.waiting = deque(part for part in self.waiting if not part.can_wait or part.work in kept)
         self._look()
         return left
 
     def give_up(self) -> list[Part]:
         """Removes and returns all that waits."""
         self.is_due = False
-        left = [*self._waiting]
-        self._waiting.clear()
+        left = [*self.waiting]
+        self.waiting.clear()
         return left
 
     def _look(self) -> None:
-        if self._waiting and not self.is_due:
-            if len(self._waiting) >= self.size or self._is_last:
+        if self.waiting and not self.is_due:
+            if len(self.waiting) >= self.size or self._is_last:
                 self._fall_due()
             else:
                 self._begun.set()
@@ -143,8 +143,8 @@ class Collector:
         """Has a batch fall due when its first event has waited long enough; until it is cancelled."""
         while True:
             await self._begun.wait()
-            while self._waiting and not self.is_due:
-                waited = self._clock.time() - self._waiting[0].since
+            while self.waiting and not self.is_due:
+                waited = self._clock.time() - self.waiting[0].since
                 if not 0 <= waited < self.wait:  # below 0 the clock was set back
                     self._fall_due()
                     break

@@ -11,7 +11,7 @@ import anyio
 
 from dispytch._bridge import Loop
 from dispytch._core.context import Pause
-from dispytch._core.messages import Settlement
+from dispytch._core.messages import Outcome, Settlement
 from dispytch._runtime.wiring import Wired
 from dispytch.abc import Consumer, Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, DispytchError
@@ -81,6 +81,11 @@ class Link:
         """Has an outcome sent with the next batch."""
         self.outbox.append(settlement)
         self._to_settle.set()
+
+    def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
+        """See `Consumer.overtaken`."""
+        unsettled = [one.delivery for one in (*self.outbox, *self._later) if one.outcome is not Outcome.RELEASE]
+        return self.consumer.overtaken(waiting, [*begun, *unsettled])
 
     def in_loop(self, callback: Callable[[], object]) -> None:
         """Calls in the loop: at once, or soon, if this is another thread."""

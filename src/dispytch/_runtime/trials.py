@@ -34,12 +34,14 @@ class Trials:
 
     Attributes:
         stopping: The dispatcher is to stop: no further tries.
+        cut: The partitions of which a stop has handed events back, that had been tried.
     """
 
     def __init__(self, max_deliveries: int, counts: Counts) -> None:
         self.max_deliveries: int = max_deliveries
         self.counts: Counts = counts
         self.stopping = False
+        self.cut: set[object] = set()
 
     def context(
         self, work: Work, bound: Bound, params: Mapping[str, str], tries: int | None = None
@@ -138,6 +140,8 @@ class Trials:
     def conclude(self, work: Work, verdicts: Sequence[Verdict]) -> None:
         """Settles an event that all its handlers are done with."""
         if any(verdict.released for verdict in verdicts):
+            if not work.is_settled:
+                self.cut.add(work.partition)
             if work.route.ack_first:
                 logger.error(
                     "Event %s from %s was acknowledged before it was handled, and a stop cut its next try off.",

@@ -58,6 +58,7 @@ class Workers:
         self._idlers: list[anyio.Event] = []
         self._waking = False
         self._winding_up = False
+        self._kept: set[Work] = set()
 
     # --- what is to be done
 
@@ -101,17 +102,39 @@ class Workers:
     def wind_up(self) -> None:
         """Has what waits handed back, and `drained` set as soon as nothing runs and nothing waits."""
         self.trials.stopping = self._winding_up = True
+        waiting = self.lanes.drain()
         # What is acknowledged already cannot be handed back: it is handled within the drain time, or lost.
-        for item in self.lanes.drain():
-            if isinstance(item, Collector) or item.route.ack_first:
+        self._kept = self._overtaken(
+            [item for item in waiting if isinstance(item, Work)]
+            + [part.work for collector in self._collectors.values() for part in collector.waiting]
+        )
+        for item in waiting:
+            if isinstance(item, Collector) or self._may_begin(item):
                 self.lanes.push(item)
             else:
                 item.settle(Outcome.RELEASE)
         for collector in self._collectors.values():
-            for part in collector.wind_up():
+            for part in collector.wind_up(self._kept):
                 part.report(RELEASED)
         self._look_whether_drained()
         self.wake()
+
+    def _overtaken(self, waiting: Sequence[Work]) -> set[Work]:
+        """Those that would have others come again if they were handed back; see `Consumer.overtaken`."""
+        found: set[Work] = set()
+        for link in {work.link for work in waiting}:
+            ours = {id(work.opened.delivery): work for work in waiting if work.link is link}
+            begun = [work.opened.delivery for work in self.running.values() if work.link is link]
+            overtaken = link.overtaken([work.opened.delivery for work in ours.values()], begun)
+            found.update(ours[id(delivery)] for delivery in overtaken)
+        return found
+
+    def _may_begin(self, work: Work) -> bool:
+        """Whether an event may still be handled at a stop."""
+        if work.route.ack_first:
+            return True
+        # One of its key may have been handed back before it; and it comes again then, handled or not.
+        return work in self._kept and work.partition not in self.trials.cut
 
     def give_up(self) -> int:
         """Has all that waits handed back; returns how many events could not be, and are lost."""
@@ -140,7 +163,8 @@ class Workers:
         clock = time.perf_counter
         count, slice_end = 0, clock() + _SLICE
         while True:
-            work = pop()
+            # Between the call for a stop and the winding up, which decides what of this may begin, none does.
+            work = None if trials.stopping and not self._winding_up else pop()
             if work is None:
                 self._look_whether_drained()
                 await self._idle()
@@ -155,8 +179,9 @@ class Workers:
                     done(work)
                 continue
             assert type(work) is Work  # noqa: S101 - there is nothing else
-            if trials.stopping and not work.route.ack_first:
-                work.settle(Outcome.RELEASE)  # one of its key may have been handed back before it
+            if trials.stopping and not self._may_begin(work):
+                trials.cut.add(work.partition)
+                work.settle(Outcome.RELEASE)
                 done(work)
                 continue
             if work.is_stale:
@@ -196,6 +221,7 @@ class Workers:
                         del error
             except BaseException:
                 trials.stopping = True  # so that none of its key overtakes it
+                trials.cut.add(work.partition)
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
@@ -244,7 +270,7 @@ class Workers:
         now = time.perf_counter()
         for part in parts:
             work = part.work
-            if self.trials.stopping and part.can_wait:
+            if self.trials.stopping and part.can_wait and not self._may_begin(work):
                 part.report(RELEASED)
             elif work.is_stale:
                 work.forget()
@@ -259,6 +285,7 @@ class Workers:
                 await handle_batch(self.trials, collector.bound, batch)
         except BaseException:
             self.trials.stopping = True  # so that none of their keys overtakes them
+            self.trials.cut.update(part.work.partition for part in batch)
             for part in batch:
                 part.report(RELEASED)  # cancelled is not handled
             raise

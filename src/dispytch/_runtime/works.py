@@ -62,6 +62,11 @@ class Work:
         return self.link.pause
 
     @property
+    def partition(self) -> object:
+        """Of those of one, the order in which they came is that of the broker."""
+        return self.link, self.opened.delivery.source, self.opened.delivery.partition
+
+    @property
     def is_stale(self) -> bool:
         """Whether it has become somebody else's while it waited; see `Consumer.is_stale`."""
         ask = self.link.is_stale

@@ -21,6 +21,7 @@ from dispytch.abc import (
 )
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.kafka.addresses import Topics, check_pattern
+from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Beginnings, Plan
 from dispytch.kafka.producer import FEATURES, KafkaProducer
 from dispytch.kafka.reader import Reader
@@ -167,6 +168,16 @@ class KafkaConsumer(Consumer):
 
     def is_stale(self, delivery: Delivery) -> bool:
         return bool(delivery.token[0].is_lost)
+
+    def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
+        furthest: dict[Partition, int] = {}
+        for delivery in begun:
+            partition, offset = delivery.token
+            furthest[partition] = max(offset, furthest.get(partition, -1))
+        if self._reader is not None:
+            for partition, done in self._reader.last_done({delivery.token[0] for delivery in waiting}):
+                furthest[partition] = max(done, furthest.get(partition, -1))
+        return [delivery for delivery in waiting if delivery.token[1] < furthest.get(delivery.token[0], -1)]
 
     async def flush(self) -> None:
         await anyio.lowlevel.checkpoint()

@@ -18,6 +18,7 @@ from dispytch.kafka.assignment import Assignment
 from dispytch.kafka.commits import Commits
 from dispytch.kafka.deliveries import delivery_of
 from dispytch.kafka.inbox import Inbox
+from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Plan
 from dispytch.kafka.settings import LibraryLog, import_confluent
 from dispytch.kafka.topics import missing_topics
@@ -148,6 +149,12 @@ class Reader:
                     partition.done(offset)
                     count += 1
         self._commits.count(count)
+
+    def last_done(self, partitions: Iterable[Partition]) -> list[tuple[Partition, int]]:
+        """The last offset of each that needs nothing more, though one before it does."""
+        with self._lock:
+            found = [(partition, partition.tracker.last_done) for partition in partitions]
+        return [(partition, offset) for partition, offset in found if offset is not None]
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Events are to come again, here or, if this is the end, where their partitions go."""
