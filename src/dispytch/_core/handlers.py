@@ -92,7 +92,7 @@ class Registry:
         dead_letter: DeadLetterTarget = ...,
         concurrency: int | None = None,
         batch: int | None = None,
-        batch_wait: float = 1.0,
+        batch_wait: float | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Registers a function as a handler; the function itself stays as it is.
 
@@ -108,7 +108,7 @@ class Registry:
             concurrency: How many events it may handle at once, within the dispatcher's own limit; how many batches, one
                 by default.
             batch: Hands it lists of up to so many events, ``list[Event[...]]``.
-            batch_wait: For how many seconds at most the first event of a batch waits for others.
+            batch_wait: For how many seconds at most the first event of a batch waits for others; 1 if not given.
 
         Raises:
             RegistrationError: the handler cannot be called as it is declared.
@@ -193,7 +193,7 @@ def make_handler(
     dead_letter: DeadLetterTarget,
     concurrency: int | None,
     batch: int | None = None,
-    batch_wait: float = 1.0,
+    batch_wait: float | None = None,
 ) -> Handler:
     if not callable(func):
         raise RegistrationError(f"a handler must be callable, not {type(func).__name__}")
@@ -236,9 +236,13 @@ def make_handler(
     )
 
 
-def _batching(batch: int | None, batch_wait: float, owner: str) -> Batching | None:
+def _batching(batch: int | None, batch_wait: float | None, owner: str) -> Batching | None:
     if batch is None:
+        if batch_wait is not None:
+            raise RegistrationError(f"{owner}: batch_wait= is for handlers of batches; give batch= too")
         return None
+    if batch_wait is None:
+        batch_wait = 1.0
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise RegistrationError(f"{owner}: batch= is the most events of one call, at least 1, not {batch!r}")
     if not (isinstance(batch_wait, int | float) and 0 <= batch_wait < math.inf):

@@ -73,6 +73,7 @@ class Sender:
         self._finished: list[Batch] = []
         self._work = threading.Event()
         self._changed = threading.Condition()
+        self._purging = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="dispytch kafka producer", daemon=True)
         self._thread.start()
         _senders.add(self)
@@ -139,7 +140,8 @@ class Sender:
         produce = self._client.produce
         self.is_used = True
         if batch not in self._open:
-            self._open.add(batch)
+            with self._purging:  # which it comes after, or stops
+                self._open.add(batch)
         for number in range(batch.next, min(batch.next + most, len(batch.messages))):
             message = batch.messages[number]
             topic = message.route.address
@@ -186,8 +188,9 @@ class Sender:
     def give_up(self, batch: Batch) -> None:
         """Nobody waits for a batch any more; what is queued of it does not go if that can be helped."""
         batch.is_given_up = True
-        if self._is_ours and not self.is_closed and all(one.is_given_up for one in list(self._open)):
-            self._client.purge(in_queue=True, in_flight=False, blocking=False)
+        with self._purging:
+            if self._is_ours and not self.is_closed and all(one.is_given_up for one in list(self._open)):
+                self._client.purge(in_queue=True, in_flight=False, blocking=False)
         self._wake()
 
     def close(self, timeout: float) -> None:
