@@ -695,5 +695,5 @@ async def test_they_do_not_mix_between_events_that_are_handled_at_once() -> None
 def test_what_is_sent_has_no_payload_in_its_repr() -> None:
     message = Message("1", MemoryProducer(MemoryBroker()).route_for("t"), b"hunter2")
     assert "hunter2" not in repr(message)
-    assert "hunter2" not in repr(Delivery("t", b"hunter2", timestamp_ms=0))
+    assert "hunter2" not in repr(Delivery("t", b"hunter2", (), timestamp_ms=0))
     assert issubclass(DecodeError, Exception)

@@ -62,10 +62,12 @@ async def test_stop_with_fifty_in_flight_leaves_nothing() -> None:
     begun: Counter[int] = Counter()
     ended: Counter[int] = Counter()
 
+    stopping = anyio.Event()
+
     @dispatcher.handler(Tick)
     async def handle(event: Event[Tick]) -> None:
         begun[event.body.n] += 1
-        await anyio.sleep(0.1)
+        await stopping.wait()
         ended[event.body.n] += 1
 
     tasks_before, threads_before = tasks(), own_threads()
@@ -73,6 +75,8 @@ async def test_stop_with_fifty_in_flight_leaves_nothing() -> None:
         await group.start(dispatcher.start)
         await emitter.emit_many([Tick(n=n) for n in range(60)])
         await until(lambda: len(begun) == 50)
+        dispatcher.request_stop()
+        stopping.set()
         await dispatcher.stop()
 
     assert begun == ended == Counter(range(50))

@@ -55,7 +55,12 @@ def factory_of(serializer: Serializer, envelope: Envelope, features: Features) -
     producer.features = features
     numbers = iter(range(10**9))
     made = MessageFactory(
-        producer, serializer, envelope, "/fuzz", lambda: 1_700_000_000.25, lambda: f"id-{next(numbers)}"
+        producer,
+        serializer,
+        envelope,
+        "/fuzz",
+        lambda: 1_700_000_000.25,
+        lambda count: [f"id-{next(numbers)}" for _ in range(count)],
     )
 
     def wire_of(event: EventBase) -> Wire:

@@ -196,8 +196,7 @@ def test_failures_that_come_during_a_commit_go_with_the_next() -> None:
     lock = threading.Lock()
     commits = Commits(lock)
     partition = Partition("topic", 0, True)
-    partition.add(5)
-    partition.add(6)
+    partition.add([5, 6])
     partition.failed(5, {"h": 1})
 
     def meanwhile() -> None:

@@ -40,59 +40,77 @@ class InFlight(Protocol):
         """Its only handler is done with it, though it may go on: it can be acknowledged. In any thread."""
 
 
+class HandlerInfo(Protocol):
+    """A handler, as far as its contexts need it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def delimiter(self) -> str | None: ...
+
+
 class EventHandlerContext:
     """One event on its way to one handler, as middleware sees it.
 
     Attributes:
-        handler: The handler's qualified name.
-        identity: What tells the handler from all others: its consumer group, a slash, and its name, numbered where
-            several of one consumer have the same.
         params: The segments that the subscription captured, by name.
         failures: How often this handler has failed on this event so far.
         cut_short: Whether a back-off came to nothing, since the dispatcher stops or the event has become somebody
             else's meanwhile, so that the failure is not the last word.
         has_failed: Whether a try has failed with this context; False where middleware alone has.
+        said: What the handler has said of the event, if anything.
     """
 
     __slots__ = (
-        "_delimiter",
         "_event",
+        "_handler",
         "_in_flight",
         "_meta",
         "_opened",
-        "_said",
         "_state",
         "cut_short",
         "failures",
-        "handler",
         "has_failed",
-        "identity",
         "params",
+        "said",
     )
 
     def __init__(
         self,
         opened: Opened,
-        handler: str,
+        handler: HandlerInfo,
         params: Mapping[str, str],
         failures: int,
-        delimiter: str | None,
         in_flight: InFlight,
-        identity: str,
     ) -> None:
         self._opened = opened
-        self.handler: str = handler
-        self.identity: str = identity
+        self._handler = handler
         self.params: Mapping[str, str] = params
         self.failures: int = failures
         self.cut_short: bool = False
         self.has_failed: bool = False
-        self._delimiter = delimiter
         self._in_flight = in_flight
-        self._said: Said | None = None
+        self.said: Said | None = None
         self._meta: Meta | None = None
         self._event: Mapping[str, Any] | None = None
         self._state: dict[Any, Any] | None = None
+
+    @property
+    def handler(self) -> str:
+        """The handler's qualified name."""
+        return self._handler.name
+
+    @property
+    def identity(self) -> str:
+        """What tells the handler from all others.
+
+        Its consumer group, a slash, and its name, numbered where several of one consumer have the same.
+        """
+        return self._handler.identity
 
     @property
     def event(self) -> Mapping[str, Any]:
@@ -121,7 +139,7 @@ class EventHandlerContext:
     @property
     def event_route(self) -> tuple[str, ...]:
         """The segments of the address that the event came by."""
-        return segments(self._opened.delivery.source, self._delimiter)
+        return segments(self._opened.delivery.source, self._handler.delimiter)
 
     @property
     def message(self) -> Delivery:
@@ -179,26 +197,26 @@ class EventHandlerContext:
 
     def say(self, said: Said) -> None:
         """Takes what the handler says of the event; only the first counts. In any thread."""
-        if self._said is None:
-            self._said = said
+        if self.said is None:
+            self.said = said
             if said == ACKED:
                 self._in_flight.acknowledge()
 
     @property
     def has_word(self) -> bool:
         """Whether the handler has settled the event."""
-        return self._said is not None
+        return self.said is not None
 
     @property
     def is_acked(self) -> bool:
         """Whether the handler has said that it is done with the event, be it that it failed or was cut off later."""
-        return self._said == ACKED
+        return self.said == ACKED
 
     def conclude(self, error: BaseException | None, is_manual: bool) -> BaseException | None:
         """How a try has ended, see `dispytch._core.settling.conclude`. An acknowledgement stands from now on."""
-        said = self._said
+        said = self.said
         if said is not None and said != ACKED:
-            self._said = None
+            self.said = None
         return conclude(said, error, is_manual)
 
     def failed(self) -> None:
@@ -220,8 +238,7 @@ class BatchContext(EventHandlerContext):
 
     def __init__(
         self,
-        handler: str,
-        identity: str,
+        handler: HandlerInfo,
         parts: Sequence[EventHandlerContext],
         pause: Pause,
         bodies: dict[BodyType, list[Any]],
@@ -231,8 +248,7 @@ class BatchContext(EventHandlerContext):
         # Read already, to see whether they can be; whatever tries again has bodies of its own.
         self._bodies = bodies
         self._state = None
-        self.handler = handler
-        self.identity = identity
+        self._handler = handler
         self.params = MappingProxyType({})
         self.failures = max((part.failures for part in parts), default=0)
         self.cut_short = False

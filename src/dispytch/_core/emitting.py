@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -39,8 +39,10 @@ class Target(Protocol):
 
 
 class _Plan(NamedTuple):
-    route: Callable[[Any], EventRoute]
-    config: Callable[[Any], EventConfig | None]
+    route: EventRoute
+    fill_route: Callable[[Any], EventRoute] | None
+    config: EventConfig | None
+    fill_config: Callable[[Any], EventConfig] | None
     key: Template | None
     seal: Seal
 
@@ -55,14 +57,14 @@ class MessageFactory:
         envelope: Envelope,
         source: str,
         now: Callable[[], float],
-        new_id: Callable[[], str],
+        new_ids: Callable[[int], list[str]],
     ) -> None:
         self._producer = producer
         self._serializer = serializer
         self._envelope = envelope
         self._source = source
         self._now = now
-        self._new_id = new_id
+        self._new_ids = new_ids
         self._plans: dict[type[EventBase], _Plan] = {}
 
     def make(self, event: EventBase, id: str | None = None) -> Message:
@@ -75,51 +77,58 @@ class MessageFactory:
             ConfigurationError: the event's class cannot go to this producer.
             EmitRejectedError: this event cannot: a value does not fit its route, or it cannot be serialized.
         """
-        kind = type(event)
-        plan = self._plans.get(kind)
-        if plan is None:
-            plan = self._plans[kind] = self._compile(kind, event)
-        if id is None:
-            try:
-                id = _get_id(event)
-            except AttributeError:
-                id = self._new_id()
-                _set_id(event, id)
-        elif not id:
-            raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
-        elif not _is_text(id):
-            raise EmitRejectedError("emit(id=...) holds half a surrogate pair; give proper text")
-        else:
-            _set_id(event, id)
-        route = plan.route(event)
-        config = plan.config(event)
-        own = _NO_HEADERS if config is None else _own_headers(config, kind)
-        current = CURRENT.get(None)
-        try:
-            key = None if plan.key is None or (text := plan.key.fill(event)) is None else text.encode()
-            headers, payload = plan.seal(
-                id,
-                self._now(),
-                key,
-                event,
-                () if current is None else _travelling(current),
-                own,
-            )
-        except DispytchError:
-            raise
-        except Exception as error:
-            raise EmitRejectedError(
-                # What the error says may quote the event: that is left to the cause.
-                f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__} ({type(error).__name__})"
-            ) from error
-        message = Message(id, route, payload, headers, key, config)
-        self._producer.check(message)
-        return message
+        if id is not None:
+            if not id:
+                raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
+            if not _is_text(id):
+                raise EmitRejectedError("emit(id=...) holds half a surrogate pair; give proper text")
+        return self._make_all([event], id)[0]
 
-    def make_many(self, events: Iterable[EventBase]) -> list[Message]:
-        """The messages of several events; if one cannot be made, none is."""
-        make = self.make
-        return [make(event) for event in events]
+    def make_many(self, events: Sequence[EventBase]) -> list[Message]:
+        """The messages of several events, which are emitted at the same time; if one cannot be made, none is."""
+        return self._make_all(events, None)
+
+    def _make_all(self, events: Sequence[EventBase], own_id: str | None) -> list[Message]:
+        ids = self._new_ids(len(events)) if own_id is None else [own_id]
+        now = self._now()
+        current = CURRENT.get(None)
+        travelling = () if current is None else _travelling(current)
+        plans, check = self._plans, self._producer.check
+        messages: list[Message] = []
+        for event, id in zip(events, ids, strict=True):
+            kind = type(event)
+            plan = plans.get(kind)
+            if plan is None:
+                plan = plans[kind] = self._compile(kind, event)
+            if own_id is None:
+                try:
+                    id = _get_id(event)
+                except AttributeError:
+                    _set_id(event, id)
+            else:
+                _set_id(event, id)
+            route, fill_route, config, fill_config, key_template, seal = plan
+            if fill_route is not None:
+                route = fill_route(event)
+            if fill_config is not None:
+                config = fill_config(event)
+            own = _NO_HEADERS if config is None else _own_headers(config, kind)
+            try:
+                text = None if key_template is None else key_template.fill(event)
+                key = None if text is None else text.encode()
+                headers, payload = seal(id, now, key, event, travelling, own)
+            except DispytchError:
+                raise
+            except Exception as error:
+                raise EmitRejectedError(
+                    # What the error says may quote the event: that is left to the cause.
+                    f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__} "
+                    f"({type(error).__name__})"
+                ) from error
+            message = Message(id, route, payload, headers, key, config)
+            check(message)
+            messages.append(message)
+        return messages
 
     def _compile(self, kind: type[EventBase], event: object) -> _Plan:
         if isinstance(event, type) and issubclass(event, EventBase):
@@ -145,7 +154,9 @@ class MessageFactory:
             raise ConfigurationError(f"{owner}: {problem}")
         sealing = Sealing(declared.type, self._source, self._serializer, self._producer.features)
         return _Plan(
+            route,
             compile_route(route, owner),
+            declared.config,
             compile_config(declared.config, owner),
             declared.key,
             self._envelope.sealer(sealing),

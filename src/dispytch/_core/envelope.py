@@ -83,9 +83,9 @@ class Opened:
         type: str | None,
         data: bytes | None,
         codec: Deserializer,
-        *,
         time: str | float | None = None,
         key: bytes | None = None,
+        *,
         nested: str | None = None,
         attributes: Mapping[str, Any] | None = None,
         decoded: Any = _UNSET,
@@ -219,23 +219,57 @@ class CloudEventsEnvelope(Envelope):
             for known in (prefix, *(other for other in _PREFIXES if other != prefix))
         ]
 
+        ours = (
+            *(prefix + attribute for attribute in ("specversion", "source", "type")),
+            "content-type",
+            *(prefix + attribute for attribute in ("id", "time", "partitionkey")),
+        )
+        key_name_of_ours = ours[-1]
+
         def open_headers(delivery: Delivery) -> Opened:
-            headers = dict(delivery.headers)
+            received = delivery.headers
+            # What `_binary` writes, as it writes it, costs a third of the rest.
+            raw_id, seventh = b"", key_name_of_ours
+            raw_key: bytes | None = None
+            count = len(received)
+            if count == 6:
+                (first, _), (second, _), (third, raw_type), (fourth, _), (fifth, raw_id), (sixth, raw_time) = received
+            elif count == 7:
+                (
+                    (first, _),
+                    (second, _),
+                    (third, raw_type),
+                    (fourth, _),
+                    (fifth, raw_id),
+                    (sixth, raw_time),
+                    (seventh, raw_key),
+                ) = received
+            if raw_id and (first, second, third, fourth, fifth, sixth, seventh) == ours:
+                return Opened(
+                    delivery,
+                    raw_id.decode("utf-8", "backslashreplace"),
+                    raw_type.decode("utf-8", "backslashreplace"),
+                    delivery.payload,
+                    codec,
+                    raw_time.decode("utf-8", "replace"),
+                    delivery.key or raw_key,
+                )
+            headers = dict(received)
             for version_name, id_name, type_name, time_name, key_name in names:
                 if version_name in headers:
-                    raw_id = headers.get(id_name)
-                    if not raw_id:
+                    foreign_id = headers.get(id_name)
+                    if not foreign_id:
                         raise DecodeError("the message has CloudEvents headers, but no id among them")
-                    raw_type = headers.get(type_name)
+                    kind = headers.get(type_name)
                     time = headers.get(time_name)
                     return Opened(
                         delivery,
-                        raw_id.decode("utf-8", "backslashreplace"),
-                        None if raw_type is None else raw_type.decode("utf-8", "backslashreplace"),
+                        foreign_id.decode("utf-8", "backslashreplace"),
+                        None if kind is None else kind.decode("utf-8", "backslashreplace"),
                         delivery.payload,
                         codec,
-                        time=None if time is None else time.decode("utf-8", "replace"),
-                        key=delivery.key or headers.get(key_name),
+                        None if time is None else time.decode("utf-8", "replace"),
+                        delivery.key or headers.get(key_name),
                         replay_for=headers.get(REPLAY_FOR),
                     )
             content_type = headers.get("content-type") or headers.get("content_type") or b""
@@ -398,17 +432,24 @@ def _open_structured(delivery: Delivery, document: dict[str, Any], codec: Deseri
 
 
 _last_second: tuple[int, str] = (-1, "")
+_last_stamp: tuple[float, str] = (-1.0, "")
 
 
 def _stamp(time: float) -> str:
-    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes.
-    global _last_second
+    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes, and
+    # events that are emitted together have the same time.
+    global _last_second, _last_stamp
+    known_time, stamp = _last_stamp
+    if known_time == time:
+        return stamp
     second = int(time)
     known, text = _last_second
     if known != second:
         text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         _last_second = (second, text)
-    return f"{text}.{int((time - second) * 1_000_000):06d}Z"
+    stamp = f"{text}.{int((time - second) * 1_000_000):06d}Z"
+    _last_stamp = (time, stamp)
+    return stamp
 
 
 def _binary(sealing: Sealing) -> Seal:

@@ -98,7 +98,10 @@ class Lanes(Generic[ItemT]):
         return None
 
     def done(self, item: ItemT) -> None:
-        """Free the lane and the limits of an item that was popped; call it exactly once for each."""
+        """Free the lane and the limits of an item that was popped.
+
+        Call it exactly once for each; for those that have neither there is nothing to do.
+        """
         lane = item.lane
         if lane is not None:
             waiting = self._lanes[lane]

@@ -126,18 +126,18 @@ class Delivery:
         self,
         source: str,
         payload: bytes | None,
-        headers: Headers = (),
-        *,
+        headers: Headers,
         timestamp_ms: int,
         key: bytes | None = None,
         position: str | None = None,
         partition: int | None = None,
+        token: Any = None,
+        *,
         failures: Mapping[str, int] = _NO_FAILURES,
         scope: Hashable = None,
         as_json: bool = False,
         deliveries: int = 0,
         unreadable: str | None = None,
-        token: Any = None,
     ) -> None:
         self.source: str = source
         self.payload: bytes | None = payload

@@ -223,8 +223,8 @@ def route_templates(route: EventRoute, owner: str) -> dict[str, Template]:
     return found
 
 
-def compile_route(route: RouteT, owner: str) -> Callable[[Any], RouteT]:
-    """A function from an event to the route with its placeholders filled in.
+def compile_route(route: RouteT, owner: str) -> Callable[[Any], RouteT] | None:
+    """A function from an event to the route with its placeholders filled in; ``None`` if it has none.
 
     Raises:
         ConfigurationError: see `route_templates`; the function raises EmitRejectedError for values that do not fit.
@@ -235,18 +235,18 @@ def compile_route(route: RouteT, owner: str) -> Callable[[Any], RouteT]:
     )
 
 
-def compile_config(config: EventConfig | None, owner: str) -> Callable[[Any], EventConfig | None]:
+def compile_config(config: EventConfig | None, owner: str) -> Callable[[Any], EventConfig] | None:
     """The same for the options of a transport, where any text is allowed."""
     if config is None:
-        return lambda event: None
+        return None
     return _filler(config, route_templates(config, owner), Template.fill)  # type: ignore[arg-type]  # a dataclass
 
 
 def _filler(
     target: TargetT, templates: dict[str, Template], fill: Callable[[Template, Any], str | None]
-) -> Callable[[Any], TargetT]:
+) -> Callable[[Any], TargetT] | None:
     if not templates:
-        return lambda event: target
+        return None
     kind: Callable[..., TargetT] = type(target)
     fixed = {item.name: getattr(target, item.name) for item in fields(target)}  # type: ignore[arg-type]  # a dataclass
 

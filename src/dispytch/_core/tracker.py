@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 __all__ = ["Tracker"]
 
@@ -38,6 +39,16 @@ class Tracker:
         self._order.append(position)
         self._open.add(position)
 
+    def add_all(self, positions: Sequence[int]) -> None:
+        """Receive positions, which must increase; ``ValueError`` if the first is not greater than the one before."""
+        if not positions:
+            return
+        if self._last is not None and positions[0] <= self._last:
+            raise ValueError(f"position {positions[0]} was received after {self._last}")
+        self._last = positions[-1]
+        self._order.extend(positions)
+        self._open.update(positions)
+
     def done(self, position: int) -> bool:
         """Mark a position complete; False if it is unknown or was complete already, which is no error."""
         if position not in self._open:
@@ -47,6 +58,13 @@ class Tracker:
         while order and order[0] not in self._open:
             self._reached = order.popleft()
         return True
+
+    def done_all(self, positions: Iterable[int]) -> None:
+        """Mark positions complete; those that are unknown, or were complete already, are no error."""
+        still_open, order = self._open, self._order
+        still_open.difference_update(positions)
+        while order and order[0] not in still_open:
+            self._reached = order.popleft()
 
     def advance(self) -> int | None:
         """Return the last position of the complete prefix, or None if it has not grown since the last call.

@@ -159,7 +159,7 @@ async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> N
         bodies, left, contexts = _read(trials, bound, left, contexts)
         if not left:
             return
-        ctx = BatchContext(bound.name, bound.identity, contexts, left[0].work.pause, bodies)
+        ctx = BatchContext(bound, contexts, left[0].work.pause, bodies)
         error = await try_once(bound, ctx, None)
         again: list[Part] = []
         delay = 0.0

@@ -13,7 +13,7 @@ from dispytch._core.emitting import MessageFactory, several
 from dispytch._core.envelope import CloudEventsEnvelope, Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.messages import Receipt
-from dispytch._runtime.ids import new_id
+from dispytch._runtime.ids import new_ids
 from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer, ProducerBase
 from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, EmitRejectedError, EmitTimeoutError
@@ -49,7 +49,7 @@ class EmitterBase:
             CloudEventsEnvelope() if envelope is None else envelope,
             source,
             time.time,
-            new_id,
+            new_ids,
         )
         self._on_timeout: Callable[[Any], Any] | None = None
         self._closed = False

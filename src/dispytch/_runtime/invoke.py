@@ -15,18 +15,30 @@ import anyio.lowlevel
 import anyio.to_thread
 from pydantic import ValidationError
 
-from dispytch._bridge import in_context
+from dispytch._bridge import Suspended, begin, in_context
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
+from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
 from dispytch._core.plan import Kind, Plan, Step
 from dispytch.errors import DecodeError
 
-__all__ = ["CLEANUP_TIMEOUT", "Call", "Entered", "concluded", "make_call", "unwind_async", "wrap"]
+__all__ = [
+    "CLEANUP_TIMEOUT",
+    "Begin",
+    "Call",
+    "Entered",
+    "concluded",
+    "make_begin",
+    "make_call",
+    "unwind_async",
+    "wrap",
+]
 
 logger = logging.getLogger("dispytch")
 
 Call = Callable[[EventHandlerContext], Awaitable[Any]]
+Begin = Callable[[EventHandlerContext, Opened | None], Suspended]
 Values = list[Any]
 Entered = tuple[Step, Any]
 
@@ -46,8 +58,6 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
         return _make_thread_call(plan, fill, limiter)
     func, args = plan.func, plan.args
     if not plan.steps:
-        if len(args) == 1 and not plan.params and not plan.app and not plan.is_batch:
-            return _make_simple_call(plan)
 
         def call(ctx: EventHandlerContext) -> Awaitable[Any]:
             values = fill(ctx)
@@ -100,20 +110,41 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
     return call_with_plain_cleanup
 
 
-def _make_simple_call(plan: Plan) -> Call:
+def make_begin(call: Call, plan: Plan, *, has_middleware: bool) -> Begin:
+    """The function that begins one try, in the context that is its own, and steps it until it waits.
+
+    What is emitted meanwhile comes from the event that it is given. The function raises StopIteration if the try has
+    returned without waiting.
+    """
+    is_bare = len(plan.args) == 1 and not (plan.params or plan.app or plan.steps)
+    if is_bare and not has_middleware and not plan.is_batch and inspect.iscoroutinefunction(plan.func):
+        return _make_bare_begin(plan)
+
+    def begin_call(ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
+        if opened is not None:
+            CURRENT.set(opened)
+        return begin(call, ctx)
+
+    return begin_call
+
+
+def _make_bare_begin(plan: Plan) -> Begin:
     # A handler that takes the event and nothing else: the shape of most, and the one that must cost least.
     func = plan.func
     ((name, _),) = plan.args
-    if not plan.bodies:
-        raise AssertionError("a single argument that is neither a parameter, nor a step, is the event")
     ((_, need),) = plan.bodies
-    read, wrapped = need.body.read, need.wrapped
+    read, wrapped, set_current = need.body.read, need.wrapped, CURRENT.set
+    by_place = next(iter(inspect.signature(func).parameters.values())).kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
-    def call(ctx: EventHandlerContext) -> Awaitable[Any]:
-        body = read(ctx._opened)
-        return func(**{name: Event(body, ctx) if wrapped else body})  # type: ignore[arg-type,no-any-return]  # ctx makes the meta
+    def begin_bare(ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
+        assert opened is not None  # noqa: S101 - it handles single events
+        set_current(opened)
+        body = read(opened)
+        value = Event(body, ctx) if wrapped else body  # type: ignore[arg-type]  # ctx makes the meta
+        coro = func(value) if by_place else func(**{name: value})
+        return coro, coro.send(None)
 
-    return call
+    return begin_bare
 
 
 def _make_fill(plan: Plan, app: Mapping[Callable[..., Any], Any]) -> Callable[[EventHandlerContext], Values]:

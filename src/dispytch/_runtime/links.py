@@ -28,22 +28,22 @@ _SHORTEST_DELAY, _LONGEST_DELAY = 0.05, 5.0
 class Signal:
     """Wakes one waiting task of the same loop; signals that come before it waits are one."""
 
-    __slots__ = ("_event", "_set")
+    __slots__ = ("_event", "is_set")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self._set = False
+        self.is_set: bool = False
 
     def set(self) -> None:
-        if not self._set:
-            self._set = True
+        if not self.is_set:
+            self.is_set = True
             self._event.set()
 
     async def wait(self) -> None:
-        if not self._set:
+        if not self.is_set:
             await self._event.wait()
         self._event = anyio.Event()
-        self._set = False
+        self.is_set = False
 
 
 class Link:
@@ -80,7 +80,8 @@ class Link:
     def settle(self, settlement: Settlement) -> None:
         """Has an outcome sent with the next batch."""
         self.outbox.append(settlement)
-        self._to_settle.set()
+        if not self._to_settle.is_set:
+            self._to_settle.set()
 
     def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `Consumer.overtaken`."""

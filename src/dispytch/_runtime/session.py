@@ -80,8 +80,10 @@ class Session:
     @property
     def oldest_in_flight(self) -> float | None:
         """For how many seconds the oldest event in flight has been handled."""
-        first = next(iter(self._workers.running.values()), None)
-        return None if first is None else time.perf_counter() - first.started
+        running = self._workers.running
+        if not running:
+            return None
+        return time.perf_counter() - running[0].started if running[0].started else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -138,7 +140,7 @@ class Session:
         if self._workers.running:
             stuck = ", ".join(
                 f"{bound.name} (event {work.opened.id})"
-                for work in list(self._workers.running.values())[:5]
+                for work in self._workers.running[:5]
                 for bound, _ in work.route.matches
             )
             logger.error(
@@ -152,7 +154,7 @@ class Session:
     # --- feeding
 
     async def _feed(self, link: Link) -> None:
-        receive = link.consumer.receive
+        receive, sort, push = link.consumer.receive, self._sort, self._workers.lanes.push
         while True:
             try:
                 deliveries = await receive(link.window - link.held)
@@ -162,11 +164,13 @@ class Session:
             link.held += len(deliveries)
             first: list[Work] = []
             for delivery in deliveries:
-                work = self._sort(link, delivery)
+                work = sort(link, delivery)
                 if work is None:
                     continue
-                if work.route.ack_first and link.consumer.features.acknowledges:
+                if work.is_acknowledged and link.consumer.features.acknowledges:
                     first.append(work)
+                elif work.route.sole is not None:
+                    push(work)
                 else:
                     self._workers.add(work)
             if first:
@@ -243,7 +247,9 @@ class Session:
         except Exception as error:  # an envelope that is not ours: its mistake costs this message, not the dispatcher
             self._refuse(link, delivery, DecodeError(f"its envelope cannot be opened ({type(error).__name__})"))
             return None
-        route = wired.route(delivery.source, delivery.scope, opened.type)
+        route = wired.routes.get((delivery.source, delivery.scope, opened.type))
+        if route is None:
+            route = wired.route(delivery.source, delivery.scope, opened.type)
         if opened.replay_for is not None:
             target = opened.replay_for.decode("utf-8", "replace")
             try:

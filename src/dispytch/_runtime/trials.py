@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 
-from dispytch._bridge import Suspended, begin, finish, was_cancelled
+from dispytch._bridge import Suspended, finish, was_cancelled
 from dispytch._core.context import EventHandlerContext
-from dispytch._core.envelope import CURRENT, Opened
+from dispytch._core.envelope import Opened
 from dispytch._core.messages import Outcome
 from dispytch._core.redelivery import decide
 from dispytch._runtime.invoke import concluded
@@ -20,7 +20,7 @@ from dispytch._runtime.wiring import Bound
 from dispytch._runtime.works import DONE, RELEASED, Counts, Verdict, Work, make_dead_letter
 from dispytch.errors import DecodeError, DeliveryError
 
-__all__ = ["Trials", "begin_try", "from_inside", "rest_of_try", "try_once"]
+__all__ = ["Trials", "from_inside", "rest_of_try", "try_once"]
 
 logger = logging.getLogger("dispytch")
 
@@ -52,11 +52,9 @@ class Trials:
             tries: How many tries have failed; ``None`` for those that the delivery knows of.
         """
         if tries is None:
-            failures = work.opened.delivery.failures
+            failures = work.delivery.failures
             tries = failures.get(bound.key, 0) if failures else 0
-        return EventHandlerContext(
-            work.opened, bound.name, params, tries, bound.pattern.delimiter, work, bound.identity
-        )
+        return EventHandlerContext(work.opened, bound, params, tries, work)
 
     async def deliver(self, work: Work, bound: Bound, params: Mapping[str, str]) -> Verdict:
         """Has one handler handle an event, again and again until it succeeds or is given up."""
@@ -104,9 +102,8 @@ class Trials:
                 work.forget()
             if not ctx.has_failed:
                 return RELEASED  # the handler was not called: middleware has waited before it, in vain
-        if work.failures is None:
-            work.failures = dict(work.opened.delivery.failures)
-        failed = work.failures[bound.key] = work.failures.get(bound.key, 0) + 1
+        failed = work.failures.get(bound.key, 0) + 1
+        work.failures = {**work.failures, bound.key: failed}
         ctx.failures = max(failed, ctx.failures)
         self.counts.failed += 1
         if cut_short and not bound.ack_first:
@@ -165,7 +162,7 @@ async def try_once(bound: Bound, ctx: EventHandlerContext, opened: Opened | None
     error: BaseException | None = None
     context = copy_context()
     try:
-        suspended = context.run(begin_try, bound, ctx, opened)
+        suspended = context.run(bound.begin, ctx, opened)
     except StopIteration:
         pass
     except Exception as raised:
@@ -195,14 +192,3 @@ async def from_inside(cancelled: BaseException) -> BaseException:
     failure = DeliveryError("the handler was cancelled from inside, by a library that it calls")
     failure.__cause__ = cancelled
     return failure
-
-
-def begin_try(bound: Bound, ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
-    """Calls a handler; in the context that is its own.
-
-    Args:
-        opened: The event that what is emitted meanwhile comes from.
-    """
-    if opened is not None:
-        CURRENT.set(opened)
-    return begin(bound.call, ctx)

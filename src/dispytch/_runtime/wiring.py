@@ -21,7 +21,7 @@ from dispytch._core.params import BodyNeed
 from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
-from dispytch._runtime.invoke import Call, make_call, wrap
+from dispytch._runtime.invoke import Begin, Call, make_begin, make_call, wrap
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
 from dispytch.errors import ConfigurationError, DeliveryError, RegistrationError
 
@@ -54,8 +54,10 @@ class Bound:
         "accepts_null",
         "ack_first",
         "batching",
+        "begin",
         "call",
         "dead_letter",
+        "delimiter",
         "event",
         "handler",
         "identity",
@@ -88,6 +90,7 @@ class Bound:
         """Tells it from all other handlers: its consumer group, a slash, and its key."""
         self.event = handler.event
         self.pattern: Pattern = pattern
+        self.delimiter: str | None = pattern.delimiter
         self.takes: Callable[[Hashable], bool] = takes
         self.policy: AckPolicy = policy
         self.ack_first = isinstance(policy, AckBeforeProcessing)
@@ -99,6 +102,7 @@ class Bound:
         self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
         self.accepts_null = all(need.body.accepts_null for need in self.needs)
         self.call: Call
+        self.begin: Begin
         self.must_settle: bool
         """A call that returns without a word of the handler's is a failure; around middleware that is known already."""
 
@@ -110,15 +114,17 @@ class Route:
     """The handlers of one address and type, with what the address captured.
 
     Attributes:
+        sole: The only one of them, if it takes single events.
         limits: Those of handlers that take single events; batches count towards theirs themselves.
         is_batched: All handlers of the address, whatever the type, take batches: its events wait for these in the order
             of the source, and for nothing before.
     """
 
-    __slots__ = ("ack_first", "is_batched", "limits", "matches")
+    __slots__ = ("ack_first", "is_batched", "limits", "matches", "sole")
 
     def __init__(self, matches: Sequence[Match], is_batched: bool = False) -> None:
         self.matches: Sequence[Match] = matches
+        self.sole: Match | None = matches[0] if len(matches) == 1 and matches[0][0].batching is None else None
         single = [bound for bound, _ in matches if bound.batching is None]
         self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound in single for limit in bound.limits))
         self.ack_first = bool(matches) and matches[0][0].ack_first
@@ -149,7 +155,7 @@ class Wired:
             item.identity = f"{consumer.group_id}/{item.key}"
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[tuple[str, Hashable], list[Match]] = {}
-        self._routes: dict[tuple[str, Hashable, str | None], Route] = {}
+        self.routes: dict[tuple[str, Hashable, str | None], Route] = {}
 
     def matches(self, source: str, scope: Hashable = None) -> list[Match]:
         """The handlers for an address in a scope, whatever the type, in order of registration."""
@@ -168,14 +174,14 @@ class Wired:
 
     def route(self, source: str, scope: Hashable, type: str | None) -> Route:
         """The handlers for an address in a scope and an event type."""
-        route = self._routes.get((source, scope, type))
+        route = self.routes.get((source, scope, type))
         if route is None:
             matches = self.matches(source, scope)
             is_batched = bool(matches) and all(bound.batching is not None for bound, _ in matches)
             route = Route([match for match in matches if match[0].event in (None, type)], is_batched)
-            if len(self._routes) >= _MOST_CACHED:
-                self._routes.clear()
-            self._routes[source, scope, type] = route
+            if len(self.routes) >= _MOST_CACHED:
+                self.routes.clear()
+            self.routes[source, scope, type] = route
         return route
 
     def addressed(self, route: Route, target: str, scope: Hashable) -> Route | None:
@@ -273,6 +279,7 @@ def wire(
                 plan = plans[id(bound.handler)]
                 middlewares = _middlewares(bound.handler, plan, options)
                 bound.call = wrap(make_call(plan, values, limiter), middlewares, bound.is_manual)
+                bound.begin = make_begin(bound.call, plan, has_middleware=bool(middlewares))
                 bound.must_settle = bound.is_manual and not middlewares
 
     return wired, scope, finish

@@ -17,12 +17,13 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from dispytch._core.context import EventHandlerContext
 from dispytch._core.lanes import Lanes
 from dispytch._core.messages import Outcome
 from dispytch._runtime.batches import Collector, Part, handle_batch
 from dispytch._runtime.invoke import concluded
-from dispytch._runtime.trials import Trials, begin_try, from_inside, rest_of_try
-from dispytch._runtime.wiring import Bound, Match, Wired
+from dispytch._runtime.trials import Trials, from_inside, rest_of_try
+from dispytch._runtime.wiring import Bound, Wired
 from dispytch._runtime.works import RELEASED, Verdict, Work
 
 __all__ = ["Workers"]
@@ -45,8 +46,10 @@ class Workers:
     def __init__(self, trials: Trials, wired: Iterable[Wired]) -> None:
         self.trials: Trials = trials
         self.lanes: Lanes[Work | Collector] = Lanes()
-        self.running: dict[int, Work] = {}
-        """The events in flight, the oldest first."""
+        self.waiting: dict[Work, None] = {}
+        """The events in flight whose handlers wait for something, the oldest first."""
+        self._at_hand: Work | None = None
+        """The event whose handler is being called, until it waits or returns."""
         self.drained = anyio.Event()
         """Set when, after a stop was asked for, nothing is left to do."""
         self._collectors: dict[Bound, Collector] = {
@@ -66,8 +69,8 @@ class Workers:
         """Takes an event; `wake` has it handled."""
         if not work.route.is_batched:
             self.lanes.push(work)
-            return
-        self._gather(_Gathering(self, work), can_wait=not work.route.ack_first)
+        else:
+            self._gather(_Gathering(self, work), can_wait=not work.route.ack_first)
 
     def _gather(self, gathering: _Gathering, *, can_wait: bool) -> None:
         """Has the handlers of batches that an event is for take it when their next batches are due."""
@@ -86,6 +89,11 @@ class Workers:
         if self._idlers and not self._waking and self.lanes.ready:
             self._waking = True
             self._idlers.pop().set()
+
+    @property
+    def running(self) -> list[Work]:
+        """The events in flight, the oldest first."""
+        return [*self.waiting] if self._at_hand is None else [*self.waiting, self._at_hand]
 
     @property
     def queued(self) -> int:
@@ -124,7 +132,7 @@ class Workers:
         found: set[Work] = set()
         for link in {work.link for work in waiting}:
             ours = {id(work.opened.delivery): work for work in waiting if work.link is link}
-            begun = [work.opened.delivery for work in self.running.values() if work.link is link]
+            begun = [work.opened.delivery for work in self.running if work.link is link]
             overtaken = link.overtaken([work.opened.delivery for work in ours.values()], begun)
             found.update(ours[id(delivery)] for delivery in overtaken)
         return found
@@ -151,15 +159,15 @@ class Workers:
         return lost
 
     def _look_whether_drained(self) -> None:
-        if self._winding_up and not self.running and not self.queued:
+        if self._winding_up and not self.waiting and not self.queued:
             self.drained.set()
 
     # --- one worker
 
     async def work(self) -> None:
         """One worker, until it is cancelled."""
-        lanes, running, trials = self.lanes, self.running, self.trials
-        pop, done = lanes.pop, lanes.done
+        lanes, waiting, trials = self.lanes, self.waiting, self.trials
+        pop, done, counts = lanes.pop, lanes.done, trials.counts
         clock = time.perf_counter
         count, slice_end = 0, clock() + _SLICE
         while True:
@@ -179,44 +187,45 @@ class Workers:
                     done(work)
                 continue
             assert type(work) is Work  # noqa: S101 - there is nothing else
-            if trials.stopping and not self._may_begin(work):
-                trials.cut.add(work.partition)
-                work.settle(Outcome.RELEASE)
+            if (trials.stopping and not self._may_begin(work)) or (work.link.is_stale is not None and work.is_stale):
+                self._pass_over(work)
                 done(work)
                 continue
-            if work.is_stale:
-                work.forget()
-                done(work)
-                continue
-            work.started = clock()
-            running[id(work)] = work
             is_through = True
+            self._at_hand = work
             try:
-                matches = work.route.matches
-                bound, params = matches[0]
-                if len(matches) > 1 or bound.batching is not None:
-                    is_through = await self._deliver_to_all(work, matches)
+                sole = work.route.sole
+                if sole is None:
+                    self._wait_for(work)
+                    is_through = await self._deliver_to_all(work)
                 else:
                     # The steps of `Trials.deliver`, without its coroutine for a handler that does not wait.
-                    ctx = trials.context(work, bound, params)
+                    bound, params = sole
+                    opened = work.opened
+                    failures = work.failures
+                    tries = failures.get(bound.key, 0) if failures else 0
+                    ctx = EventHandlerContext(opened, bound, params, tries, work)
                     context = copy_context()
                     error: BaseException | None = None
                     try:
-                        suspended = context.run(begin_try, bound, ctx, work.opened)
+                        suspended = context.run(bound.begin, ctx, opened)
                     except StopIteration:
                         pass
                     except Exception as raised:
                         error = raised
                     except anyio.get_cancelled_exc_class() as cancelled:
+                        self._wait_for(work)
                         error = await from_inside(cancelled)
                     else:
+                        self._wait_for(work)
                         error = await rest_of_try(context, suspended)
-                    if ctx.has_word or bound.must_settle:
+                    if ctx.said is not None or bound.must_settle:
                         error = concluded(ctx, error, bound.must_settle)
                     if error is None:
-                        trials.counts.handled += 1
+                        counts.handled += 1
                         work.settle(Outcome.ACK)
                     else:
+                        self._wait_for(work)
                         trials.conclude(work, [await trials.persist(work, bound, params, ctx, error)])
                         del error
             except BaseException:
@@ -225,13 +234,31 @@ class Workers:
                 work.settle(Outcome.RELEASE)  # cancelled is not handled
                 raise
             finally:
+                self._at_hand = None
                 if is_through:
-                    del running[id(work)]
-                    done(work)
+                    if work.started:
+                        del waiting[work]
+                    if work.lane is not None or work.limits:
+                        done(work)
             count += 1
             if count >= _MOST_IN_SLICE or clock() >= slice_end:
                 await anyio.lowlevel.checkpoint()
                 count, slice_end = 0, clock() + _SLICE
+
+    def _wait_for(self, work: Work) -> None:
+        """Notes that an event's handler waits for something, or that it is to be tried again."""
+        self._at_hand = None
+        if not work.started:
+            work.started = time.perf_counter()
+            self.waiting[work] = None
+
+    def _pass_over(self, work: Work) -> None:
+        """An event that is not to be handled here."""
+        if work.is_stale:
+            work.forget()
+        else:
+            self.trials.cut.add(work.partition)
+            work.settle(Outcome.RELEASE)
 
     async def _idle(self) -> None:
         event = anyio.Event()
@@ -243,7 +270,7 @@ class Workers:
             if not event.is_set():
                 self._idlers.remove(event)
 
-    async def _deliver_to_all(self, work: Work, matches: Sequence[Match]) -> bool:
+    async def _deliver_to_all(self, work: Work) -> bool:
         """Has several handlers handle an event; False if it waits for a batch, with which the rest of it is done.
 
         No worker waits with it: all of them might, and none be left to run the batch.
@@ -255,7 +282,7 @@ class Workers:
 
         self._gather(gathering, can_wait=False)
         async with anyio.create_task_group() as group:
-            for number, (bound, params) in enumerate(matches):
+            for number, (bound, params) in enumerate(work.route.matches):
                 if bound.batching is None:
                     group.start_soon(deliver, number, bound, params)
         if not gathering.is_complete:
@@ -267,7 +294,6 @@ class Workers:
     async def _handle_batch(self, collector: Collector) -> None:
         parts = collector.take()
         batch: list[Part] = []
-        now = time.perf_counter()
         for part in parts:
             work = part.work
             if self.trials.stopping and part.can_wait and not self._may_begin(work):
@@ -276,9 +302,7 @@ class Workers:
                 work.forget()
                 part.report(RELEASED)
             else:
-                if id(work) not in self.running:
-                    work.started = now
-                    self.running[id(work)] = work
+                self._wait_for(work)
                 batch.append(part)
         try:
             if batch:
@@ -325,7 +349,7 @@ class _Gathering:
         workers = self._workers
         workers.trials.conclude(self.work, [found for found in self._verdicts if found is not None])
         if self.has_lane or self.work.route.is_batched:
-            workers.running.pop(id(self.work), None)
+            workers.waiting.pop(self.work, None)
         if self.has_lane:
             workers.lanes.done(self.work)
             workers.wake()  # the worker at the batch may be at others of it for long

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dispytch._core.context import Pause
@@ -17,8 +17,6 @@ from dispytch._runtime.wiring import Route
 from dispytch.abc import Delivery, EventRoute
 
 __all__ = ["DONE", "RELEASED", "Counts", "Verdict", "Work", "make_dead_letter"]
-
-_NO_FAILURES: Mapping[str, int] = {}
 
 
 class Counts:
@@ -36,8 +34,8 @@ class Counts:
         self.not_addressed = 0
 
 
-class Work:
-    """A delivery with the handlers that it is for.
+class Work(Settlement):
+    """A delivery with the handlers that it is for; its own settlement, once its outcome is known.
 
     Attributes:
         lane: Of one lane, one runs at a time.
@@ -45,15 +43,20 @@ class Work:
         is_settled: Its outcome is on its way to the broker, and stands.
     """
 
-    __slots__ = ("failures", "is_settled", "lane", "limits", "link", "opened", "route", "started")
+    __slots__ = ("is_settled", "lane", "limits", "link", "opened", "route", "started")
 
     def __init__(self, link: Link, opened: Opened, route: Route, lane: tuple[Any, ...] | None) -> None:
+        # What the class it derives from sets, which a call of its own would cost more than all of this.
+        self.delivery = delivery = opened.delivery
+        self.outcome = Outcome.ACK
+        self.dead_letters = ()
+        self.failures = delivery.failures
+        self.is_acknowledged = route.ack_first
         self.link: Link = link
         self.opened: Opened = opened
         self.route: Route = route
         self.lane: tuple[Any, ...] | None = lane
         self.limits: Sequence[Limit] = route.limits
-        self.failures: dict[str, int] | None = None
         self.started = 0.0
         self.is_settled = False
 
@@ -85,11 +88,12 @@ class Work:
         if self.is_settled:
             return
         self.is_settled = True
-        if self.route.ack_first and outcome is not Outcome.DEAD_LETTER:
+        if self.is_acknowledged and outcome is not Outcome.DEAD_LETTER:
             self.link.let_go(1)  # acknowledged before it was handled
             return
-        failures = self.failures or _NO_FAILURES
-        self.link.settle(Settlement(self.opened.delivery, outcome, letters, failures, self.route.ack_first))
+        self.outcome = outcome
+        self.dead_letters = letters
+        self.link.settle(self)
 
     def forget(self) -> None:
         """It is somebody else's by now: nothing is to be told to the consumer. Only the first time counts."""

@@ -144,7 +144,7 @@ class KafkaConsumer(Consumer):
         letters: list[Message] = []
         owners: list[Settlement] = []
         for settlement in settlements:
-            if settlement.outcome is Outcome.DEAD_LETTER and (settlement.is_acknowledged or not _is_stale(settlement)):
+            if settlement.dead_letters and (settlement.is_acknowledged or not _is_stale(settlement)):
                 letters += settlement.dead_letters
                 owners += [settlement] * len(settlement.dead_letters)
         failed: dict[Settlement, DispytchError] = {}
@@ -156,13 +156,22 @@ class KafkaConsumer(Consumer):
         else:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         if self._reader is not None:
-            ours = [settlement for settlement in settlements if not _is_stale(settlement)]
-            self._reader.done(
-                settlement.delivery
-                for settlement in ours
-                if settlement.outcome is not Outcome.RELEASE and settlement not in failed
-            )
-            if released := [_again(settlement) for settlement in ours if settlement.outcome is Outcome.RELEASE]:
+            done: dict[Partition, list[int]] = {}
+            released: list[Delivery] = []
+            for settlement in settlements:
+                if settlement.delivery.token is None or (failed and settlement in failed):
+                    continue
+                if settlement.outcome is Outcome.RELEASE:
+                    if not _is_stale(settlement):
+                        released.append(_again(settlement))
+                    continue
+                partition, offset = settlement.delivery.token
+                if partition in done:
+                    done[partition].append(offset)
+                else:
+                    done[partition] = [offset]
+            self._reader.done(done)
+            if released:
                 self._reader.release(released)
         return list(failed.items())
 

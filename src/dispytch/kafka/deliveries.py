@@ -35,19 +35,19 @@ def delivery_of(message: Any, partition: Partition, offset: int) -> Delivery:
             number,
             offset,
         )
-    for header in headers:
-        if header[1] is None:
-            headers = [(name, b"" if value is None else value) for name, value in headers]
+    for _, value in headers:
+        if value is None:
+            headers = [(name, b"" if found is None else found) for name, found in headers]
             break
     kind, timestamp = message.timestamp()
     return Delivery(
         partition.key[0],
         message.value(),
         headers,
-        timestamp_ms=timestamp if kind else int(time.time() * 1000),
-        key=message.key(),
-        position=f"{number}:{offset}",
-        partition=number,
+        timestamp if kind else int(time.time() * 1000),
+        message.key(),
+        f"{number}:{offset}",
+        number,
+        (partition, offset),
         unreadable=unreadable,
-        token=(partition, offset),
     )

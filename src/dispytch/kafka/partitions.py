@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from dispytch._core.tracker import Tracker
 
@@ -52,25 +52,26 @@ class Partition:
         """There are failures that were not committed."""
         self._first: int | None = None
 
-    def add(self, offset: int) -> None:
-        """Notes that an event was received."""
-        self.last = offset
-        self.tracker.add(offset)
+    def add(self, offsets: Sequence[int]) -> None:
+        """Notes that events were received."""
+        self.last = offsets[-1]
+        self.tracker.add_all(offsets)
         if self._first is None:
-            self._first = offset
+            self._first = offsets[0]
 
     def failed(self, offset: int, failures: Mapping[str, int]) -> None:
         """Notes the failures of an event that is to come again."""
         self.failures[offset] = failures
         self.has_news = True
 
-    def done(self, offset: int) -> None:
-        """Notes that an event needs nothing more."""
-        tracker = self.tracker
-        if tracker.done(offset) and (reached := tracker.advance()) is not None:
+    def done(self, offsets: Collection[int]) -> None:
+        """Notes that events need nothing more."""
+        self.tracker.done_all(offsets)
+        if (reached := self.tracker.advance()) is not None:
             self.wanted = reached + 1
         if self.failures:
-            self.failures.pop(offset, None)
+            for offset in offsets:
+                self.failures.pop(offset, None)
 
     @property
     def to_commit(self) -> int | None:

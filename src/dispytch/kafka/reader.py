@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -139,15 +139,14 @@ class Reader:
         """Whether the group has told which partitions are ours."""
         return self._assignment.is_known
 
-    def done(self, deliveries: Iterable[Delivery]) -> None:
-        """Notes that events need nothing more; stale ones are ignored."""
+    def done(self, offsets: Mapping[Partition, Collection[int]]) -> None:
+        """Notes that events need nothing more; those of lost partitions are ignored."""
         count = 0
         with self._lock:
-            for delivery in deliveries:
-                partition, offset = delivery.token
+            for partition, found in offsets.items():
                 if not partition.is_lost:
-                    partition.done(offset)
-                    count += 1
+                    partition.done(found)
+                    count += len(found)
         self._commits.count(count)
 
     def last_done(self, partitions: Iterable[Partition]) -> list[tuple[Partition, int]]:
@@ -379,23 +378,34 @@ class Reader:
     def _hand_over(self, messages: Sequence[Any]) -> None:
         deliveries: list[Delivery] = []
         size = 0
+        offsets: dict[Partition, list[int]] = {}
         with self._lock:
+            partitions = self._assignment.partitions
             for message in messages:
                 if (error := message.error()) is not None:
                     self._complain(error)
                     continue
-                partition = self._assignment.partitions.get((message.topic(), message.partition()))
+                partition = partitions.get((message.topic(), message.partition()))
                 if partition is None or not partition.is_taken:
                     continue
                 offset = message.offset()
                 if offset <= partition.last:
+                    if partition in offsets:
+                        partition.add(offsets.pop(partition))
                     partition = self._assignment.rewound(partition)
-                partition.add(offset)
+                partition.last = offset
+                if partition in offsets:
+                    offsets[partition].append(offset)
+                else:
+                    offsets[partition] = [offset]
                 delivery = delivery_of(message, partition, offset)
                 if partition.failures and (known := partition.failures.get(offset)):
                     delivery.failures = known
-                size += len(delivery.payload or b"")
+                if delivery.payload is not None:
+                    size += len(delivery.payload)
                 deliveries.append(delivery)
+            for partition, found in offsets.items():
+                partition.add(found)
                 self._assignment.is_held(partition)
             if deliveries:
                 self._inbox.put(deliveries, size)

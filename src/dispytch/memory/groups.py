@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from zlib import crc32
 
 from dispytch._core.patterns import Matcher
@@ -63,16 +63,15 @@ class Cursor:
         """Takes entries back, so that they are delivered again."""
         self.returned = deque(sorted((*self.returned, *offsets)))
 
-    def upcoming(self, limit: int) -> Iterator[int]:
-        """The next entries, at most ``limit``; what was handed back comes first."""
-        while self.returned and limit > 0:
-            limit -= 1
-            yield self.returned.popleft()
-        self.next = max(self.next, self.topic.base)
-        for offset in range(self.next, min(self.next + limit, self.topic.end)):
-            self.tracker.add(offset)
-            self.next = offset + 1
-            yield offset
+    def upcoming(self, limit: int) -> Sequence[int]:
+        """Takes the next entries, at most ``limit``; what was handed back comes first."""
+        if self.returned:
+            return [self.returned.popleft() for _ in range(min(limit, len(self.returned)))]
+        first = max(self.next, self.topic.base)
+        fresh = range(first, min(first + limit, self.topic.end))
+        self.tracker.add_all(fresh)
+        self.next = fresh.stop
+        return fresh
 
     @property
     def waiting(self) -> int:
@@ -171,13 +170,12 @@ class Group:
             cursor = next(iter(fresh))
             del fresh[cursor]
             while len(taken) < limit and cursor.waiting:
-                for offset in cursor.upcoming(limit - len(taken)):
-                    place = (cursor, offset)
-                    if alone:
-                        member.held.add(place)
-                        taken.append(place)
-                    elif self._is_for(member, place, others):
-                        taken.append(self._hand_over(member, place))
+                places = [(cursor, offset) for offset in cursor.upcoming(limit - len(taken))]
+                if alone:
+                    member.held.update(places)
+                    taken += places
+                else:
+                    taken += [self._hand_over(member, place) for place in places if self._is_for(member, place, others)]
             if cursor.waiting:
                 fresh[cursor] = None  # the next time another topic is first
         return taken
