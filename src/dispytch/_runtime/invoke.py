@@ -13,7 +13,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from pydantic import ValidationError
 
 from dispytch._bridge import Suspended, begin, in_context
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
@@ -21,7 +20,7 @@ from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
 from dispytch._core.plan import Kind, Plan, Step
-from dispytch.errors import DecodeError
+from dispytch._runtime.generated import generate, read_param
 
 __all__ = [
     "CLEANUP_TIMEOUT",
@@ -53,25 +52,17 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
         app: The application's instances, by provider.
         limiter: Bounds the worker threads of plain functions.
     """
+    if plan.is_async and not plan.is_batch and not any(step.cleans_up for step in plan.steps):
+        return generate(plan, app, "call")
     fill = _make_fill(plan, app)
     if not plan.is_async:
         return _make_thread_call(plan, fill, limiter)
-    func, args = plan.func, plan.args
-    if not plan.steps:
-
-        def call(ctx: EventHandlerContext) -> Awaitable[Any]:
-            values = fill(ctx)
-            return func(**{name: values[slot] for name, slot in args})  # type: ignore[no-any-return]  # the user's
-
-        return call
-    steps = plan.steps
+    func, args, steps = plan.func, plan.args, plan.steps
     if not any(step.cleans_up for step in steps):
 
         async def call_with_values(ctx: EventHandlerContext) -> Any:
             values = fill(ctx)
-            for step in steps:
-                made = step.call(**{name: values[slot] for name, slot in step.args}) if step.args else step.call()
-                values[step.slot] = await made if step.kind is Kind.AWAIT else made
+            await _take_all(steps, values, [])
             return await func(**{name: values[slot] for name, slot in args})
 
         return call_with_values
@@ -82,8 +73,7 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
             values = fill(ctx)
 
             async def body(entered: list[Entered]) -> Any:
-                for step in steps:
-                    await _take(step, values, entered)
+                await _take_all(steps, values, entered)
                 return await func(**{name: values[slot] for name, slot in args})
 
             return await _with_cleanup(body)
@@ -94,8 +84,7 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
         values = fill(ctx)
         entered: list[Entered] = []
         try:
-            for step in steps:
-                await _take(step, values, entered)
+            await _take_all(steps, values, entered)
             result = await func(**{name: values[slot] for name, slot in args})
         except BaseException as error:
             failure = unwind(entered, error)
@@ -110,15 +99,15 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.
     return call_with_plain_cleanup
 
 
-def make_begin(call: Call, plan: Plan, *, has_middleware: bool) -> Begin:
+def make_begin(call: Call, plan: Plan, app: Mapping[Callable[..., Any], Any], *, has_middleware: bool) -> Begin:
     """The function that begins one try, in the context that is its own, and steps it until it waits.
 
     What is emitted meanwhile comes from the event that it is given. The function raises StopIteration if the try has
     returned without waiting.
     """
-    is_bare = len(plan.args) == 1 and not (plan.params or plan.app or plan.steps)
-    if is_bare and not has_middleware and not plan.is_batch and inspect.iscoroutinefunction(plan.func):
-        return _make_bare_begin(plan)
+    is_simple = inspect.iscoroutinefunction(plan.func) and all(step.kind is Kind.VALUE for step in plan.steps)
+    if is_simple and not has_middleware and not plan.is_batch:
+        return generate(plan, app, "begin")
 
     def begin_call(ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
         if opened is not None:
@@ -126,25 +115,6 @@ def make_begin(call: Call, plan: Plan, *, has_middleware: bool) -> Begin:
         return begin(call, ctx)
 
     return begin_call
-
-
-def _make_bare_begin(plan: Plan) -> Begin:
-    # A handler that takes the event and nothing else: the shape of most, and the one that must cost least.
-    func = plan.func
-    ((name, _),) = plan.args
-    ((_, need),) = plan.bodies
-    read, wrapped, set_current = need.body.read, need.wrapped, CURRENT.set
-    by_place = next(iter(inspect.signature(func).parameters.values())).kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-    def begin_bare(ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
-        assert opened is not None  # noqa: S101 - it handles single events
-        set_current(opened)
-        body = read(opened)
-        value = Event(body, ctx) if wrapped else body  # type: ignore[arg-type]  # ctx makes the meta
-        coro = func(value) if by_place else func(**{name: value})
-        return coro, coro.send(None)
-
-    return begin_bare
 
 
 def _make_fill(plan: Plan, app: Mapping[Callable[..., Any], Any]) -> Callable[[EventHandlerContext], Values]:
@@ -171,20 +141,10 @@ def _make_fill(plan: Plan, app: Mapping[Callable[..., Any], Any]) -> Callable[[E
             body = need.body.read(ctx._opened)
             values[slot] = Event(body, ctx) if need.wrapped else body  # type: ignore[arg-type]  # ctx makes the meta
         for slot, param in params:
-            values[slot] = _read_param(param, ctx)
+            values[slot] = read_param(param, ctx)
         return values
 
     return fill
-
-
-def _read_param(need: ParamNeed, ctx: EventHandlerContext) -> Any:
-    try:
-        return need.adapter.validate_strings(ctx.params[need.name])
-    except ValidationError as error:
-        kinds = ", ".join(sorted({detail["type"] for detail in error.errors()}))
-    raise DecodeError(
-        f"the segment {need.name!r} of the route does not fit parameter {need.parameter!r} of {ctx.handler} ({kinds})"
-    )
 
 
 async def _take(step: Step, values: Values, entered: list[Entered]) -> None:
@@ -198,6 +158,11 @@ async def _take(step: Step, values: Values, entered: list[Entered]) -> None:
         manager, made = made, await made.__aenter__()
         entered.append((step, manager))
     values[step.slot] = made
+
+
+async def _take_all(steps: Sequence[Step], values: Values, entered: list[Entered]) -> None:
+    for step in steps:
+        await _take(step, values, entered)
 
 
 def _take_plain(steps: Sequence[Step], values: Values, entered: list[Entered]) -> None:

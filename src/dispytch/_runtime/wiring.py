@@ -279,7 +279,7 @@ def wire(
                 plan = plans[id(bound.handler)]
                 middlewares = _middlewares(bound.handler, plan, options)
                 bound.call = wrap(make_call(plan, values, limiter), middlewares, bound.is_manual)
-                bound.begin = make_begin(bound.call, plan, has_middleware=bool(middlewares))
+                bound.begin = make_begin(bound.call, plan, values, has_middleware=bool(middlewares))
                 bound.must_settle = bound.is_manual and not middlewares
 
     return wired, scope, finish
