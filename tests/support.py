@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 import anyio
@@ -29,6 +31,22 @@ def blocking_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+def refuse_workers(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """Ends a command that makes a table of what it sees of the tests, if pytest is to run them in other processes."""
+    for argument in arguments:
+        if argument.startswith(("-n", "--numprocesses", "--dist", "--tx")):
+            parser.error(f"{argument}: the tests must run in this process, or the table is empty; leave it out")
+
+
+def examples(number: int) -> int:
+    """How many generated inputs a property is tested with.
+
+    A fifth of ``number`` if ``DISPYTCH_FEW_EXAMPLES`` is set: tox sets it but for one interpreter, since properties of
+    pure code hardly depend on it.
+    """
+    return number // 5 if os.environ.get("DISPYTCH_FEW_EXAMPLES") else number
 
 
 def unique(name: str) -> str:
