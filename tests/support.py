@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from uuid import uuid4
 
 import anyio
@@ -31,13 +30,6 @@ def blocking_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
-
-
-def refuse_workers(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    """Ends a command that makes a table of what it sees of the tests, if pytest is to run them in other processes."""
-    for argument in arguments:
-        if argument.startswith(("-n", "--numprocesses", "--dist", "--tx")):
-            parser.error(f"{argument}: the tests must run in this process, or the table is empty; leave it out")
 
 
 def examples(number: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import refuse_workers
+from tests.tables import refuse_workers
 
 if TYPE_CHECKING:
     from tests.conformance.test_transports import OwnSuite

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.result import RESULT, Result
-from tests.support import refuse_workers
+from tests.tables import refuse_workers
 
 if TYPE_CHECKING:
     from tests.faults.rig import Rig
