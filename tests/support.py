@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -29,6 +30,15 @@ def blocking_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+def examples(number: int) -> int:
+    """How many generated inputs a property is tested with.
+
+    A fifth of ``number`` if ``DISPYTCH_FEW_EXAMPLES`` is set: tox sets it but for one interpreter, since properties of
+    pure code hardly depend on it.
+    """
+    return number // 5 if os.environ.get("DISPYTCH_FEW_EXAMPLES") else number
 
 
 def unique(name: str) -> str:

@@ -79,7 +79,7 @@ def other_routes(dispatcher: EventDispatcher, took: Took) -> None:
 
     async def other(event: Event[Order]) -> None: ...
 
-    for number in range(1000):
+    for number in range(300):
         dispatcher.handler(topic=f"others.{number}")(other)
 
 

@@ -33,6 +33,7 @@ from dispytch.serialization import (
     MessagePackSerializer,
 )
 from tests.helpers import dispatcher_on, emit, errors, handle, headers_of, publish, run
+from tests.support import examples
 
 WITH_HEADERS = Features()
 NO_HEADERS = Features(headers=False)
@@ -506,7 +507,7 @@ HEADERS = st.lists(
 )
 
 
-@settings(max_examples=14, deadline=None)  # over the loops and envelopes: 10,000 inputs for each codec
+@settings(max_examples=examples(14), deadline=None)  # over the loops and envelopes: 10,000 inputs for each codec
 @given(messages=st.lists(st.tuples(PAYLOADS, HEADERS, st.none() | st.binary(max_size=3)), min_size=40, max_size=80))
 @pytest.mark.anyio
 @pytest.mark.parametrize("codec", [JSONDeserializer, MessagePackDeserializer])

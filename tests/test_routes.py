@@ -16,6 +16,7 @@ from dispytch import Event, EventBase, EventEmitter, EventRoute
 from dispytch.errors import ConfigurationError, EmitRejectedError
 from dispytch.memory import MemoryBroker, MemoryEventConfig, MemoryEventRoute, MemoryEventSubscription, MemoryProducer
 from tests.helpers import dispatcher_on, errors, handle, run
+from tests.support import examples
 
 
 class Named(EventBase):
@@ -220,7 +221,7 @@ OTHERS = (
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(TRICKY, min_size=30, max_size=60))
 @pytest.mark.anyio
 async def test_no_value_reaches_another_subscription(values: list[str]) -> None:
@@ -249,7 +250,7 @@ async def test_no_value_reaches_another_subscription(values: list[str]) -> None:
     assert sorted(own) == sorted(event.name for event in accepted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(names=st.lists(st.text(st.sampled_from("ab-.")), min_size=30, max_size=60), action=st.sampled_from(["x", "-x"]))
 @pytest.mark.anyio
 async def test_no_value_leaves_its_segment_under_a_long_delimiter(names: list[str], action: str) -> None:

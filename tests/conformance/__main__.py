@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tables import refuse_workers
+
 if TYPE_CHECKING:
     from tests.conformance.test_transports import OwnSuite
 
@@ -107,6 +109,7 @@ def main() -> int:
     parser.add_argument("--column", action="append", default=[], help="only asyncio, uvloop, trio or blocking")
     parser.add_argument("--output", type=Path, help="write the table to this file, too")
     options, rest = parser.parse_known_args()
+    refuse_workers(parser, rest)
     recorder = Recorder(options.transport, options.column)
     suites = str(Path(__file__).with_name("test_transports.py"))
     code = pytest.main([suites, "-q", "--require-brokers", "-p", "no:cacheprovider", *rest], plugins=[recorder])

@@ -115,6 +115,17 @@ def test_the_command_prints_one_table(tmp_path: Path) -> None:
     assert output.read_text() in done.stdout
 
 
+@pytest.mark.parametrize("command", ["conformance", "faults"])
+@pytest.mark.parametrize("arguments", [["-n", "2"], ["-nauto"], ["--dist=load"]], ids=" ".join)
+def test_a_table_is_not_made_by_several_processes(command: str, arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.{command}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"{arguments[0]}: the tests must run in this process, or the table is empty" in done.stderr
+    assert done.stdout == ""
+
+
 def test_rows_that_do_not_apply_are_no_tests() -> None:
     class Little(TransportSuite):
         features = Features(acknowledges=False, consumer_groups=False, persistent=False, patterns=False)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dispytch._core.lanes import Lanes, Limit
+from tests.support import examples
 
 
 @dataclass(eq=False)
@@ -295,12 +296,12 @@ class LanesMachine(RuleBasedStateMachine):
 
 
 TestLanes = LanesMachine.TestCase
-TestLanes.settings = settings(max_examples=1000, stateful_step_count=30, deadline=None)
+TestLanes.settings = settings(max_examples=examples(1000), stateful_step_count=30, deadline=None)
 
 kinds = st.tuples(st.sampled_from([None, 1, 2]), st.lists(st.integers(0, 2), max_size=3))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(
     capacities=st.lists(st.integers(1, 2), min_size=3, max_size=3),
     before=st.lists(kinds, max_size=6),

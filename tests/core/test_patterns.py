@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dispytch._core.patterns import Matcher, Pattern, Token, segments, split
 from dispytch.errors import ConfigurationError
+from tests.support import examples
 
-thorough = settings(max_examples=1500, deadline=None)
+thorough = settings(max_examples=examples(1500), deadline=None)
 
 
 def match(pattern: str, address: str, delimiter: str | None = None) -> dict[str, str] | None:
@@ -248,13 +249,13 @@ def test_matcher_agrees_with_the_reference(sources: list[str], topics: list[str]
         assert matcher.match(topic) == [(n, found) for n, found in enumerate(expected) if found is not None]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(joined(["a", "#", "*", "{}"], ".", 5), joined(["a", "b", "a:b", "a/"], ".", 8))
 def test_matcher_agrees_with_the_reference_for_one_delimiter(source: str, address: str) -> None:
     assert match(source, address, ".") == reference(Pattern.parse(source, ".").tokens, split(address, "."))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(joined(["a", "b", ""], ".:", 4).filter(bool), joined(["a", "b", ""], ".:", 4))
 def test_literal_pattern_matches_itself_only(source: str, address: str) -> None:
     assert match(source, source) == {}
@@ -311,7 +312,7 @@ def test_cost_of_many_wildcards_is_linear(source: str) -> None:
     right=st.lists(st.sampled_from(["a", "b", "*", "#"]), min_size=1, max_size=5),
     address=st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=6),
 )
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 def test_patterns_that_share_an_address_overlap(left: list[str], right: list[str], address: list[str]) -> None:
     patterns = [Pattern.parse(".".join(segments)) for segments in (left, right)]
     matched = []

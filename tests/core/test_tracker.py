@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispytch._core.tracker import Tracker
+from tests.support import examples
 
 
 def test_prefix_advances_as_gaps_close() -> None:
@@ -121,7 +122,7 @@ operations = st.one_of(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(st.lists(operations, max_size=60))
 def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
     tracker, model = Tracker(), Model()
@@ -166,7 +167,7 @@ def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
     assert (tracker.pending, len(tracker)) == (0, 0)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_everything_completed_is_acknowledged(order: list[int], looks: set[int]) -> None:
     """Whatever the order of completion, and however often one asks, the ranges cover all."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.result import RESULT, Result
+from tests.tables import refuse_workers
 
 if TYPE_CHECKING:
     from tests.faults.rig import Rig
@@ -122,6 +123,7 @@ def main() -> int:
     parser.add_argument("--backlog", type=int, metavar="EVENTS", help="so many events before a slow handler")
     parser.add_argument("--output", type=Path, help="write the table to this file, too")
     options, rest = parser.parse_known_args()
+    refuse_workers(parser, rest)
     if options.long:
         os.environ["DISPYTCH_LONG"] = "1"
     seed = options.seed if options.seed is not None else random.randrange(1_000_000)
