@@ -1,0 +1,117 @@
+"""What comes of the events of a dispatcher that runs in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dispytch._core.context import BatchContext, EventHandlerContext, Middleware, NextCall
+from dispytch._core.events import Meta
+from dispytch._core.settling import conclude
+from dispytch.errors import DeliveryError
+from dispytch.memory import MemoryBroker, Record
+
+__all__ = ["Notes", "Outcomes", "Try"]
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One call of a handler with one event, its middleware included.
+
+    Attributes:
+        handler: The handler's qualified name, such as ``"shop.orders.ship"``.
+        meta: The event's id, type, topic, headers, attempt and the like.
+        error: What the handler or its middleware raised, or said by ``nack()`` or ``reject()``; ``None`` for a success.
+    """
+
+    handler: str
+    meta: Meta
+    error: BaseException | None
+
+
+class Outcomes:
+    """What has come of the events of a dispatcher that runs in a test.
+
+    Attributes:
+        broker: The in-process broker that it consumes from.
+        tries: Every call of a handler that has ended, in that order.
+    """
+
+    broker: MemoryBroker
+    tries: list[Try]
+
+    @property
+    def handled(self) -> list[Try]:
+        """The tries that succeeded; one that middleware ended without calling the handler is among them."""
+        return [one for one in self.tries if one.error is None]
+
+    @property
+    def failed(self) -> list[Try]:
+        """The tries that failed, those among them that were followed by another."""
+        return [one for one in self.tries if one.error is not None]
+
+    @property
+    def dead_letters(self) -> list[Record]:
+        """What the broker's dead-letter topics keep."""
+        return self.broker.dead_letters
+
+
+class Notes(Middleware):
+    """Around all other middleware: notes how every try has ended.
+
+    Args:
+        broker: The broker of the dispatcher.
+        groups: The consumer groups of the dispatcher.
+    """
+
+    def __init__(self, broker: MemoryBroker, groups: Sequence[str]) -> None:
+        self.tries: list[Try] = []
+        self._broker = broker
+        self._groups = groups
+        self._last: dict[_Place, Try] = {}
+        self._told = {_place(record) for record in broker.dead_letters}
+
+    async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
+        try:
+            result = await call_next(ctx)
+        except Exception as error:
+            self._note(ctx, error)
+            raise
+        self._note(ctx, None)
+        return result
+
+    def _note(self, ctx: EventHandlerContext, error: BaseException | None) -> None:
+        for one in ctx.contexts:
+            # What was said of single events of a batch stands, however the call has ended.
+            outcome = conclude(one._said, error, is_manual=False) if isinstance(ctx, BatchContext) else error
+            ended = Try(ctx.handler, one.make_meta(), outcome)
+            self.tries.append(ended)
+            self._last[ctx.identity, one.message.position] = ended
+
+    def new_failures(self) -> list[Exception]:
+        """By what events were given up since it was last asked. Only while none is being handled."""
+        failures: list[Exception] = []
+        for place, last in self._last.items():
+            if isinstance(last.error, Exception) and place not in self._told:
+                self._told.add(place)
+                last.error.add_note(
+                    f"{last.handler} gave up the event {last.meta.type} ({last.meta.id}) from {last.meta.topic} at "
+                    f"attempt {last.meta.attempt}."
+                )
+                failures.append(last.error)
+        for record in self._broker.dead_letters:  # of events that no handler could be called with
+            letter = record.dead_letter
+            if letter is not None and letter.group in self._groups and (place := _place(record)) not in self._told:
+                self._told.add(place)
+                failures.append(DeliveryError(f"an event from {letter.source} was dead-lettered: {letter.error}"))
+        return failures
+
+
+_Place = tuple[str, str | None]
+"""A handler's identity, and the position of an event."""
+
+
+def _place(record: Record) -> _Place:
+    letter = record.dead_letter
+    return ("", None) if letter is None else (f"{letter.group}/{letter.handler}", letter.position)
