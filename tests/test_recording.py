@@ -33,7 +33,7 @@ class OrderPlaced(EventBase):
 
     shop: str
     order_id: int
-    items: list[Item] = []
+    items: tuple[Item, ...] = ()
 
 
 class RushOrderPlaced(OrderPlaced):
@@ -66,7 +66,7 @@ def failure(recorded: RecordingEmitter | BlockingRecordingEmitter, *args: Any, *
 
 @pytest.mark.anyio
 async def test_events_are_noted_as_they_went(emitter: RecordingEmitter) -> None:
-    event = OrderPlaced(shop="oslo", order_id=7, items=[Item(name="lamp")])
+    event = OrderPlaced(shop="oslo", order_id=7, items=(Item(name="lamp"),))
     receipt = await emitter.emit(event)
     assert receipt is not None
     (emission,) = emitter.emissions
@@ -104,7 +104,7 @@ async def test_a_failure_tells_what_was_emitted_instead(emitter: RecordingEmitte
     assert failure(emitter, OrderShipped, order_id=2) == (
         "OrderShipped with order_id=2 was not emitted. What was emitted (2):\n"
         "  OrderShipped(order_id=1) to shipments -- order_id is 1, not 2\n"
-        "  OrderPlaced(shop='oslo', order_id=2, items=[]) to shops.oslo.orders"
+        "  OrderPlaced(shop='oslo', order_id=2, items=()) to shops.oslo.orders"
     )
     assert failure(emitter, OrderShipped, times=3).startswith("OrderShipped was emitted once, not 3 times. What")
     assert failure(emitter, RushOrderPlaced, times=1).startswith("RushOrderPlaced was not emitted. What")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware, NextCall
@@ -21,7 +22,7 @@ class Try:
 
     Attributes:
         handler: The handler's qualified name, such as ``"shop.orders.ship"``.
-        meta: The event's id, type, topic, headers, attempt and the like.
+        meta: The event's id, type, topic, headers, attempt and the like, as they were when the call began.
         error: What the handler or its middleware raised, or said by ``nack()`` or ``reject()``; ``None`` for a success.
     """
 
@@ -73,19 +74,20 @@ class Notes(Middleware):
         self._told = {_place(record) for record in broker.dead_letters}
 
     async def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
+        metas = [one.make_meta() for one in ctx.contexts]  # now, since a failure counts at once
         try:
             result = await call_next(ctx)
         except Exception as error:
-            self._note(ctx, error)
+            self._note(ctx, metas, error)
             raise
-        self._note(ctx, None)
+        self._note(ctx, metas, None)
         return result
 
-    def _note(self, ctx: EventHandlerContext, error: BaseException | None) -> None:
-        for one in ctx.contexts:
+    def _note(self, ctx: EventHandlerContext, metas: Sequence[Meta], error: BaseException | None) -> None:
+        for one, meta in zip(ctx.contexts, metas, strict=True):
             # What was said of single events of a batch stands, however the call has ended.
             outcome = conclude(one._said, error, is_manual=False) if isinstance(ctx, BatchContext) else error
-            ended = Try(ctx.handler, one.make_meta(), outcome)
+            ended = Try(ctx.handler, meta, outcome)
             self.tries.append(ended)
             self._last[ctx.identity, one.message.position] = ended
 
@@ -96,16 +98,23 @@ class Notes(Middleware):
             if isinstance(last.error, Exception) and place not in self._told:
                 self._told.add(place)
                 last.error.add_note(
-                    f"{last.handler} gave up the event {last.meta.type} ({last.meta.id}) from {last.meta.topic} at "
-                    f"attempt {last.meta.attempt}."
+                    f"{last.handler} gave up the event {last.meta.type} ({last.meta.id}) from {last.meta.topic}."
                 )
-                failures.append(last.error)
+                failures.append(last.error.with_traceback(_from_the_outside(last.error.__traceback__)))
         for record in self._broker.dead_letters:  # of events that no handler could be called with
             letter = record.dead_letter
             if letter is not None and letter.group in self._groups and (place := _place(record)) not in self._told:
                 self._told.add(place)
                 failures.append(DeliveryError(f"an event from {letter.source} was dead-lettered: {letter.error}"))
         return failures
+
+
+def _from_the_outside(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of Dispytch at its beginning; all of it, if there are no others."""
+    outside = traceback
+    while outside is not None and outside.tb_frame.f_globals.get("__name__", "").startswith("dispytch."):
+        outside = outside.tb_next
+    return outside or traceback
 
 
 _Place = tuple[str, str | None]

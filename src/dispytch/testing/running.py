@@ -93,6 +93,7 @@ class Running(Outcomes):
                 ExceptionGroup. Each is raised once, and none with ``raise_failures=False``.
             TimeoutError: events are still being handled after the time-out.
         """
+        __tracebackhide__ = True
         with anyio.move_on_after(self._timeout) as scope:
             async with anyio.create_task_group() as group:
                 if isinstance(self.broker.clock, TestClock):
@@ -177,6 +178,7 @@ class BlockingRunning(Outcomes):
 
     def idle(self) -> None:
         """See `Running.idle`."""
+        __tracebackhide__ = True
         self._portal.call(self._running.idle)
 
 
@@ -208,6 +210,7 @@ async def running(
     Raises:
         ConfigurationError: the dispatcher is started already, or something is declared wrong.
     """
+    __tracebackhide__ = True
     dispatcher = _dispatcher_of(app)
     broker = MemoryBroker(TestClock()) if broker is None else broker
     notes = Notes(broker, [consumer.group_id for consumer in dispatcher.consumers])
@@ -252,6 +255,7 @@ def running_in_thread(
             this thread.
         MissingExtraError: the backend is not installed.
     """
+    __tracebackhide__ = True
     if in_event_loop():
         raise ConfigurationError(
             "running_in_thread() blocks, and an event loop runs in this thread; use 'async with running(...)'"
