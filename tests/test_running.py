@@ -351,6 +351,17 @@ async def test_outcomes_are_those_after_middleware() -> None:
 
 
 @pytest.mark.anyio
+async def test_events_that_no_handler_takes_are_told() -> None:
+    async with running(router_of(_ignore)) as app:
+        await app.emit(Ordered(n=1))
+        await app.idle()
+        assert repr(app) == "<Running: 1 tries succeeded, 0 failed>"
+        await app.emit(Shipped(n=1))  # to a topic of no handler
+    assert app.unhandled == [Shipped(n=1)]
+    assert repr(app) == "<Running: 1 tries succeeded, 0 failed; no handler was called with Shipped>"
+
+
+@pytest.mark.anyio
 async def test_subscriptions_of_every_transport_are_served() -> None:
     seen: list[str] = []
     kafka = KafkaConsumer("kafka.invalid:9092", group_id="a")

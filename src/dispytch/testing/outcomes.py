@@ -8,10 +8,12 @@ from types import TracebackType
 from typing import Any
 
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware, NextCall
-from dispytch._core.events import Meta
+from dispytch._core.events import EventBase, Meta
 from dispytch._core.settling import conclude
+from dispytch._runtime.dispatcher import EventDispatcher
 from dispytch.errors import DeliveryError
 from dispytch.memory import MemoryBroker, Record
+from dispytch.testing.recording import RecordingEmitter
 
 __all__ = ["Notes", "Outcomes", "Try"]
 
@@ -36,11 +38,21 @@ class Outcomes:
 
     Attributes:
         broker: The in-process broker that it consumes from.
-        tries: Every call of a handler that has ended, in that order.
+        dispatcher: The dispatcher.
     """
 
-    broker: MemoryBroker
-    tries: list[Try]
+    def __init__(
+        self, dispatcher: EventDispatcher, broker: MemoryBroker, notes: Notes, emitter: RecordingEmitter
+    ) -> None:
+        self.dispatcher: EventDispatcher = dispatcher
+        self.broker: MemoryBroker = broker
+        self._notes = notes
+        self._emitter = emitter
+
+    @property
+    def tries(self) -> list[Try]:
+        """Every call of a handler that has ended, in that order."""
+        return self._notes.tries
 
     @property
     def handled(self) -> list[Try]:
@@ -56,6 +68,18 @@ class Outcomes:
     def dead_letters(self) -> list[Record]:
         """What the broker's dead-letter topics keep."""
         return self.broker.dead_letters
+
+    @property
+    def unhandled(self) -> list[EventBase]:
+        """The events given to ``emit`` that no handler was called with."""
+        called = {one.meta.id for one in self.tries}
+        return [one.event for one in self._emitter.emissions if one.id not in called]
+
+    def __repr__(self) -> str:
+        text = f"{len(self.handled)} tries succeeded, {len(self.failed)} failed"
+        if unhandled := self.unhandled:
+            text += f"; no handler was called with {', '.join({type(one).__name__: None for one in unhandled})}"
+        return f"<{type(self).__name__}: {text}>"
 
 
 class Notes(Middleware):

@@ -22,7 +22,7 @@ from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventRoute
 from dispytch.serialization import MessagePackDeserializer, MessagePackSerializer
 from dispytch.sync import EventDispatcher as BlockingEventDispatcher
 from dispytch.testing.clock import TestClock
-from dispytch.testing.outcomes import Notes, Outcomes, Try
+from dispytch.testing.outcomes import Notes, Outcomes
 from dispytch.testing.overriding import Overrides, overriding
 from dispytch.testing.recording import RecordingEmitter
 from dispytch.testing.standins import in_memory
@@ -39,7 +39,6 @@ class Running(Outcomes):
     Attributes:
         dispatcher: The dispatcher.
         broker: The in-process broker that it consumes from.
-        tries: Every call of a handler that has ended, in that order.
     """
 
     def __init__(
@@ -52,11 +51,7 @@ class Running(Outcomes):
         raise_failures: bool,
         timeout: float,
     ) -> None:
-        self.dispatcher: EventDispatcher = dispatcher
-        self.broker: MemoryBroker = broker
-        self.tries: list[Try] = notes.tries
-        self._notes = notes
-        self._emitter = emitter
+        super().__init__(dispatcher, broker, notes, emitter)
         self._raise_failures = raise_failures
         self._timeout = timeout
 
@@ -147,13 +142,10 @@ class BlockingRunning(Outcomes):
     Attributes:
         dispatcher: The dispatcher that runs in the loop of the thread.
         broker: The in-process broker that it consumes from.
-        tries: Every call of a handler that has ended, in that order.
     """
 
     def __init__(self, running: Running, portal: BlockingPortal) -> None:
-        self.dispatcher: EventDispatcher = running.dispatcher
-        self.broker: MemoryBroker = running.broker
-        self.tries: list[Try] = running.tries
+        super().__init__(running.dispatcher, running.broker, running._notes, running._emitter)
         self._running = running
         self._portal = portal
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dispytch._core.handlers import Handler
 from dispytch._core.messages import Delivery, Outcome, Settlement
 from dispytch._runtime.dispatcher import EventDispatcher
-from dispytch.abc import Consumer, EventRoute, EventSubscription, Middleware, Subscription
+from dispytch.abc import Consumer, EventRoute, EventSubscription, Features, Middleware, Subscription
 from dispytch.memory import MemoryBroker, MemoryConsumer
 
 __all__ = ["in_memory"]
@@ -33,7 +33,7 @@ class StandIn(MemoryConsumer):
             max_payload_bytes=original.max_payload_bytes,
         )
         self.original: Consumer = original
-        self.features = replace(MemoryConsumer.features, acknowledges=original.features.acknowledges)
+        self.features: Features = replace(MemoryConsumer.features, acknowledges=original.features.acknowledges)
 
     def __repr__(self) -> str:
         return f"<in-process stand-in for {self.original!r}>"
