@@ -191,7 +191,7 @@ async def test_back_offs_take_no_time(anyio_backend: Any) -> None:
         await app.idle()
         assert attempts == [1, 2, 3, 4, 5]
         assert [one.meta.attempt for one in app.tries] == [1, 3, 5]
-    assert anyio.current_time() - started < 5
+    assert anyio.current_time() - started < 60
     assert names(app) == ["handle"]
     assert not app.dead_letters
 
@@ -209,6 +209,25 @@ async def test_the_test_may_move_the_time_itself() -> None:
         clock.advance(1)
         await app.dispatcher.idle()
         assert attempts == [1, 2]
+
+
+@pytest.mark.anyio
+async def test_the_time_moves_from_sleeper_to_sleeper() -> None:
+    clock, woken = TestClock(0), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        await clock.sleep(seconds)
+        woken.append(clock.time())
+
+    assert not clock.advance_to_next()
+    async with anyio.create_task_group() as group:
+        for seconds in (5, 2, 5):
+            group.start_soon(sleep, seconds)
+        await until(lambda: clock.sleepers == 3)
+        assert clock.advance_to_next()
+        await until(lambda: woken == [2])
+        assert clock.advance_to_next()
+    assert woken == [2, 5, 5]
 
 
 @pytest.mark.anyio
@@ -296,11 +315,12 @@ async def test_a_handler_that_hangs_is_told() -> None:
     async def wait(event: Event[Ordered]) -> None:
         await forever.wait()
 
-    async with running(dispatcher, timeout=0.2) as app:
+    async with running(dispatcher, timeout=1) as app:
         await app.emit(Ordered(n=1))
         await app.emit(Ordered(n=2))
+        await until(lambda: app.dispatcher.health().unsettled == 2)
         with pytest.raises(
-            TimeoutError, match=r"not idle after 0\.2 s: 1 events are being handled, the oldest for .*, 1 wait"
+            TimeoutError, match=r"not idle after 1 s: 1 events are being handled, the oldest for .*, 1 wait"
         ):
             await app.idle()
         forever.set()
@@ -322,7 +342,7 @@ async def test_a_test_that_fails_does_not_wait_for_handlers() -> None:
             await app.emit(Ordered(n=1))
             await begun.wait()
             raise AssertionError("of the test")
-    assert anyio.current_time() - started < 10
+    assert anyio.current_time() - started < 20  # of a drain time of 30
     assert not app.tries
 
 

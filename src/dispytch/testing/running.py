@@ -8,6 +8,7 @@ from typing import Literal
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 from anyio.from_thread import BlockingPortal
 
 from dispytch._bridge import in_event_loop
