@@ -1,4 +1,7 @@
-"""Every page's Python blocks, run in order as one program; on both backends where it starts a loop."""
+"""Every page's Python blocks, run in order as one program; on both backends where it starts a loop.
+
+Blocks that begin with the name of a file are that file; where there are tests among them, pytest runs those.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import pytest
 from tests.test_examples import ROOT, run
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```python\n(?!# \w+\.py\n)(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Has a page's `anyio.run(main)` run on the backend that the command line names.
 _RUNNER = """
@@ -39,6 +43,19 @@ def test_page(page: Path, backend: str, tmp_path: Path, request: pytest.FixtureR
     file = tmp_path / "page.py"
     file.write_text(text)
     run("-c", _RUNNER, backend, str(file), **environment)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if _FILE.search(page.read_text())],
+    ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-"),
+)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_tests_of_a_page(page: Path, backend: str, tmp_path: Path) -> None:
+    for name, text in _FILE.findall(page.read_text()):
+        (tmp_path / name).write_text(text.replace('return "asyncio"', f'return "{backend}"'))
+    out = run("-m", "pytest", "-W", "error", str(tmp_path))
+    assert " passed" in out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-"))

@@ -95,6 +95,10 @@ def test_shop(loop: str, broker: str, request: pytest.FixtureRequest, tmp_path: 
     assert {f"shipped: order {number}" for number in (1, 2, 3)} <= set(log.read_text().splitlines())
 
 
+def test_tests_of_the_shop() -> None:
+    assert "7 passed" in run("-m", "pytest", "-p", "no:cacheprovider", "examples/shop")
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(
     ("program", "expected"),

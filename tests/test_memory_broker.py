@@ -131,6 +131,22 @@ async def test_wildcards_see_new_topics_but_never_dead_letters() -> None:
     assert letter.topic == "default.dead"
 
 
+async def test_wildcards_see_topics_that_others_were_the_first_to_name() -> None:
+    broker = MemoryBroker()
+    everything = EventDispatcher(MemoryConsumer(broker, "everything"))
+    seen: list[int] = []
+
+    @everything.handler(topic="*", event="Tick")
+    async def handle(event: Event[Tick]) -> None:
+        seen.append(event.body.n)
+
+    async with everything.lifespan(), EventEmitter(MemoryProducer(broker)) as emitter:
+        assert await consume(broker, "by name") == []
+        await emitter.emit(Tick(n=1))
+        await everything.idle()
+    assert seen == [1]
+
+
 async def test_a_dead_letter_topic_is_read_by_who_names_it() -> None:
     broker = MemoryBroker()
     failing = EventDispatcher(MemoryConsumer(broker), max_deliveries=2, dead_letter="graveyard")

@@ -30,7 +30,17 @@ from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, Mem
 from dispytch.middleware import FixedDelay, Retry, Timeout
 from dispytch.sync import EventDispatcher as BlockingDispatcher
 from dispytch.sync import EventEmitter as BlockingEmitter
-from dispytch.testing import TransportSuite
+from dispytch.testing import (
+    BlockingRecordingEmitter,
+    BlockingRunning,
+    RecordingEmitter,
+    Running,
+    TransportSuite,
+    Try,
+    overriding,
+    running,
+    running_in_thread,
+)
 
 
 class Address(BaseModel):
@@ -129,6 +139,34 @@ def block() -> None:
         event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
         assert_type(emitter.emit(event), Receipt | None)
     assert_type(handle(Event(event)), int)
+
+
+async def test_handlers() -> None:
+    """What a test of the program writes."""
+    recording = RecordingEmitter(like=producer_from_url("memory://shop"))
+    async with running(dispatcher, broker, dependency_overrides={open_store: Store}) as app:
+        assert_type(app, Running)
+        event = OrderPlaced(shop="oslo", order_id=1, address=Address(city="Oslo"))
+        assert_type(await app.emit(event), Receipt)
+        assert_type(app.handled, list[Try])
+        await send(recording, event)
+    assert_type(recording.assert_emitted(OrderPlaced, times=1, shop="oslo"), list[OrderPlaced])
+    assert_type(recording.emitted(OrderPlaced), list[OrderPlaced])
+    recording.assert_not_emitted(OrderPlaced, where=lambda order: order.order_id > 1)
+    recording.assert_emitted(OrderPlaced, where=lambda order: order.wrong)  # type: ignore[attr-defined]
+    recording.assert_emitted("OrderPlaced")  # type: ignore[arg-type]
+
+
+async def send(emitter: EventEmitter, event: OrderPlaced) -> None:
+    await emitter.emit(event)
+
+
+def test_blocking(blocking: BlockingDispatcher) -> None:
+    with overriding(blocking, {open_store: Store}), running_in_thread(blocking, backend="trio") as app:
+        assert_type(app, BlockingRunning)
+        emitter: BlockingEmitter = BlockingRecordingEmitter(broker=app.broker)
+        assert_type(emitter.emit_many([]), list[Receipt | None])
+        app.idle()
 
 
 class TestShop(TransportSuite):

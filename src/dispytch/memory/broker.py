@@ -190,7 +190,7 @@ class MemoryBroker:
             member.subscribe(subscriptions)
             for subscription in subscriptions:
                 if subscription.pattern.is_literal and subscription.pattern.source not in self._topics:
-                    self._topics[subscription.pattern.source] = Topic(subscription.pattern.source, False)
+                    self._add_topic(subscription.pattern.source, False)
             for topic in self._topics.values():
                 if member.wants(topic):
                     group.attach(member, topic, topic.end if skip_old else topic.base)

@@ -59,3 +59,12 @@ class TestClock:
             due = [waker for deadline, waker in self._sleepers if deadline <= self._now]
         for waker in due:
             waker.wake()
+
+    def advance_to_next(self) -> bool:
+        """Moves the time forward to when the first sleeper is due; False if nobody sleeps. From any thread."""
+        with self._lock:
+            ahead = [deadline for deadline, _ in self._sleepers if deadline > self._now]
+        if not ahead:
+            return False
+        self.advance(max(0.0, min(ahead) - self._now))
+        return True
