@@ -29,6 +29,11 @@ def program(page: Path) -> str:
     return "\n".join(_BLOCK.findall(page.read_text()))
 
 
+def files_of(page: Path) -> list[tuple[str, str]]:
+    """The files of a page, by name."""
+    return _FILE.findall(page.read_text())
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if program(page)], ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-")
@@ -47,12 +52,12 @@ def test_page(page: Path, backend: str, tmp_path: Path, request: pytest.FixtureR
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if _FILE.search(page.read_text())],
+    [page for page in PAGES if any(name.startswith("test_") for name, _ in files_of(page))],
     ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-"),
 )
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_tests_of_a_page(page: Path, backend: str, tmp_path: Path) -> None:
-    for name, text in _FILE.findall(page.read_text()):
+    for name, text in files_of(page):
         (tmp_path / name).write_text(text.replace('return "asyncio"', f'return "{backend}"'))
     out = run("-m", "pytest", "-W", "error", str(tmp_path))
     assert " passed" in out

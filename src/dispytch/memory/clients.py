@@ -123,6 +123,9 @@ class MemoryConsumer(Consumer):
         self._member: Member | None = None
         self._waker: Waker | None = None
 
+    def __repr__(self) -> str:
+        return f"<MemoryConsumer in group {self.group_id}>"
+
     def subscription_for(self, declared: EventSubscription | EventRoute) -> EventSubscription | EventRoute | None:
         if isinstance(declared, EventRoute):
             return declared if isinstance(declared, MemoryEventRoute) else None

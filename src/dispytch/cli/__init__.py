@@ -1,0 +1,19 @@
+"""The ``dispytch`` command: see docs/guide/command-line.md.
+
+Each command is a module of its own, imported when it is run.
+"""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command, and exits."""
+    try:
+        from dispytch.cli.app import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("click", "rich"):
+            raise
+        sys.exit('Error: the command line is an extra; install it with: pip install "dispytch[cli]"')
+    command(prog_name="dispytch")

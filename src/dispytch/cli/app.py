@@ -1,0 +1,88 @@
+"""The group of commands, what all of them share, and their way out."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from dispytch.cli.errors import FAILURE, INTERRUPTED, CommandError, one_line
+
+__all__ = ["Command", "command"]
+
+_COMMANDS = {
+    "run": "Run a dispatcher until a signal comes, then drain.",
+}
+_EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
+
+
+class _Lazy(click.Group):
+    """Imports a command when it is run or asked for its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        found: click.Command = import_module(f"dispytch.cli.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+class Command(click.Command):
+    """A command whose errors are one line on standard error, unless ``--debug`` is given."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_note, help="Show tracebacks.")
+        self.params.append(debug)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            raise error
+        except click.exceptions.Exit as error:
+            raise error
+        except click.Abort as error:  # a question that was answered by Ctrl-C, or by the end of standard input
+            ctx.exit(INTERRUPTED if isinstance(error.__context__, KeyboardInterrupt) else FAILURE)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:  # whoever read has seen enough
+            sys.stderr.close()
+            ctx.exit(FAILURE)
+        except Exception as error:
+            if is_debugging(ctx):
+                raise
+            click.echo(f"Error: {one_line(error)}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, CommandError) else FAILURE)
+
+
+def is_debugging(ctx: click.Context) -> bool:
+    """Whether the user asked for tracebacks."""
+    return bool(ctx.meta.get("dispytch.debug"))
+
+
+def _note(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    ctx.meta["dispytch.debug"] = value
+
+
+def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"dispytch {version('dispytch')}")
+        ctx.exit()
+
+
+@click.group(cls=_Lazy, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+def command() -> None:
+    """Typed events over Kafka, RabbitMQ and Redis: run, check and look after services."""

@@ -1,0 +1,50 @@
+"""What commands fail with, and how it is said in one line."""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+
+from dispytch.errors import DispytchError
+
+__all__ = ["CONFIGURATION", "FAILURE", "INTERRUPTED", "USAGE", "CommandError", "UsageProblem", "one_line", "sole"]
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+CONFIGURATION = 78
+"""What a worker process exits with if starting it again would not help (EX_CONFIG); users see `FAILURE`."""
+
+
+class CommandError(Exception):
+    """The command failed; the text says what to do next."""
+
+    exit_code = FAILURE
+
+
+class UsageProblem(CommandError):
+    """The command line is wrong."""
+
+    exit_code = USAGE
+
+
+def sole(error: BaseException) -> BaseException:
+    """The one error in a group of one, however deep."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks; the type is left out where the text is written for readers."""
+    error = sole(error)
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(one_line(item) for item in error.exceptions))
+    text = " ".join(str(error).split())
+    if isinstance(error, CommandError | DispytchError) and text:
+        return text
+    where = _place(error.__traceback__)
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where}; --debug shows the traceback"
+
+
+def _place(found: TracebackType | None) -> str:
+    frames = traceback.extract_tb(found)
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -1,0 +1,57 @@
+"""``dispytch run``: a dispatcher as a program, or as several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dispytch.cli.app import Command, is_debugging
+from dispytch.cli.errors import CONFIGURATION, FAILURE, sole
+from dispytch.cli.logs import FORMATS, LEVELS
+from dispytch.cli.serving import RunOptions, report, serve
+
+__all__ = ["command"]
+
+_FOLDER = click.Path(exists=True, file_okay=False)
+
+
+@click.command("run", cls=Command)
+@click.argument("target", metavar="MODULE:DISPATCHER")
+@click.option("--loop", type=click.Choice(["asyncio", "uvloop", "trio"]), default="asyncio", show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the events."
+)
+@click.option(
+    "--reload", is_flag=True, help="Drain and start again when a Python file of the working directory changes."
+)
+@click.option("--factory", is_flag=True, help="The import string names a function that returns the dispatcher.")
+@click.option("--app-dir", type=_FOLDER, default=".", show_default=True, help="Where modules are looked for first.")
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    target: str,
+    loop: str,
+    workers: int,
+    reload: bool,
+    factory: bool,
+    app_dir: str,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Run the dispatcher MODULE:DISPATCHER until SIGINT or SIGTERM comes.
+
+    The first signal drains: nothing more is fetched, what is in flight finishes. A second one cancels it.
+    """
+    options = RunOptions(target, app_dir, factory, loop, log_format, log_level, is_debugging(ctx), workers)
+    if workers > 1 or reload:
+        from dispytch.cli.supervisor import Supervisor
+
+        ctx.exit(Supervisor(options, Path.cwd() if reload else None).run())
+    try:
+        code = serve(options)
+    except Exception as error:
+        code = report(sole(error), options)
+    ctx.exit(FAILURE if code == CONFIGURATION else code)

@@ -1,0 +1,139 @@
+"""One process that runs a dispatcher: the command itself, or a worker of it. Knows nothing of click."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import anyio
+from anyio.abc import TaskStatus
+
+from dispytch._runtime.dispatcher import EventDispatcher, loop_options
+from dispytch.cli.errors import CONFIGURATION, FAILURE, CommandError, one_line, sole
+from dispytch.cli.loading import load_dispatcher
+from dispytch.cli.logs import configure
+from dispytch.errors import ConfigurationError
+
+__all__ = ["RunOptions", "report", "serve"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a process is to run, and how.
+
+    Attributes:
+        target: The dispatcher's import string.
+        app_dir: Where modules are looked for first.
+        factory: It names a function that makes the dispatcher.
+        loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
+        log_format, log_level: See `dispytch.cli.logs.configure`.
+        debug: Whether tracebacks are shown.
+        workers: How many processes run the same.
+        worker: The number of this one, from 1; 0 for the only process.
+    """
+
+    target: str
+    app_dir: str
+    factory: bool
+    loop: str
+    log_format: str
+    log_level: str
+    debug: bool
+    workers: int = 1
+    worker: int = 0
+
+
+class Stop:
+    """The signals so far: the first one drains, the second one cancels.
+
+    Attributes:
+        code: The exit code: 0, unless the stop was cut short.
+    """
+
+    def __init__(self, dispatcher: EventDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.requested: bool = False
+        self.code: int = 0
+
+    async def watch(
+        self, scope: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if not self.requested:
+                    self.requested = True
+                    logger.info("%s: draining; once more cancels.", name)
+                    self._dispatcher.request_stop()
+                else:
+                    self.code = 128 + number
+                    logger.warning("%s again: cancelling what is in flight.", name)
+                    scope.cancel()
+
+
+def serve(options: RunOptions) -> int:
+    """Runs the dispatcher until a signal comes; returns the exit code.
+
+    A run that was cancelled ends the process here, since a thread that does not return would keep it.
+
+    Raises:
+        CommandError, DispytchError: it cannot be loaded or started, or a broker ended it.
+    """
+    configure(options.log_format, options.log_level, str(options.worker or ""))
+    dispatcher = load_dispatcher(options.target, options.app_dir, options.factory)
+    if options.workers > 1:
+        _warn_of_repeats(dispatcher, options.workers)
+    backend: Literal["asyncio", "trio"] = "trio" if options.loop == "trio" else "asyncio"
+    stop = Stop(dispatcher)
+    try:
+        anyio.run(
+            _serve, dispatcher, stop, backend=backend, backend_options=loop_options(backend, options.loop == "uvloop")
+        )
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+    finally:
+        if stop.code:
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(stop.code)
+    return 0
+
+
+async def _serve(dispatcher: EventDispatcher, stop: Stop) -> None:
+    async with anyio.create_task_group() as group:
+        await group.start(stop.watch, group.cancel_scope)
+        if not stop.requested:
+            await dispatcher.start()
+        group.cancel_scope.cancel()
+
+
+def report(error: BaseException, options: RunOptions) -> int:
+    """Says why a run ended, in the form of its log; returns the exit code of a worker."""
+    trace = sole(error) if options.debug else None
+    if options.log_format == "json":
+        logger.critical("%s", one_line(error), exc_info=trace)
+    else:
+        if trace is not None:
+            logger.critical("The traceback of the error below:", exc_info=trace)
+        print(f"Error: {one_line(error)}", file=sys.stderr)
+    if isinstance(error, CommandError) and error.exit_code != FAILURE:
+        return error.exit_code
+    return CONFIGURATION if isinstance(error, CommandError | ConfigurationError) else FAILURE
+
+
+def _warn_of_repeats(dispatcher: EventDispatcher, workers: int) -> None:
+    for consumer in dispatcher.consumers:
+        if consumer.transport == "memory" or not consumer.features.consumer_groups:
+            logger.warning(
+                "%r shares nothing with other processes: each of the %d workers %s.",
+                consumer,
+                workers,
+                "has a broker of its own" if consumer.transport == "memory" else "handles every event",
+            )

@@ -1,0 +1,81 @@
+"""What all commands have in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dispytch.cli.app import _COMMANDS, command
+from tests.cli.support import environment, run
+from tests.test_examples import ROOT
+
+_CLIENTS = ("confluent_kafka", "aio_pika", "pika", "redis", "trio", "rich", "watchfiles")
+
+_SEES = """
+import sys
+from dispytch.cli import main
+sys.argv = ["dispytch", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("imported:", *sorted(set(sys.modules) & {names!r}))
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, env=environment(), check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in _COMMANDS)], ids=" ".join)
+def test_help_imports_no_client(arguments: tuple[str, ...]) -> None:
+    done = python("-c", _SEES.replace("{names!r}", repr(set(_CLIENTS))), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: dispytch")
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+def test_the_library_does_not_import_the_command_line() -> None:
+    done = python("-c", "import dispytch, sys; print(sorted({'click', 'rich'} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['dispytch', '--help']\n"
+    if missing == "rich":
+        code += "sys.modules['click'] = None\n"
+    done = python("-c", f"{code}from dispytch.cli import main; main()")
+    assert done.returncode == 1
+    assert done.stderr == 'Error: the command line is an extra; install it with: pip install "dispytch[cli]"\n'
+
+
+def test_every_command_has_help_and_its_line_in_the_list() -> None:
+    shown = CliRunner().invoke(command, ["--help"]).output
+    for name, text in _COMMANDS.items():
+        assert text.split()[0] in shown
+        assert import_module(f"dispytch.cli.{name}").command.help
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "a:b", "--workers", "0"], ["--nonsense"]])
+def test_a_wrong_command_line_is_usage(arguments: list[str]) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2
+    assert "Usage:" in done.output
+
+
+def test_the_version(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout.startswith("dispytch ")
+
+
+def test_the_entry_point() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["dispytch"].partition(":")
+    assert callable(getattr(import_module(module), name))

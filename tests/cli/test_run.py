@@ -1,0 +1,172 @@
+"""`dispytch run` as a process: signals, exit codes, workers, reloading."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import LOOPS, run, running
+from tests.support import blocking_until
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(folder: Path, loop: str, number: signal.Signals) -> None:
+    with running(folder, "run", "app:dispatcher", "--loop", loop, JOB="wait") as one:
+        blocking_until(lambda: any(line.startswith("began") for line in one.log))
+        one.signal(number)
+        one.until_said(f"{number.name}: draining")
+        (folder / "go").touch()
+        assert one.code() == 0
+        assert one.log[-2:] == ["done", "left"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("job", ["wait", "block"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_cancels(folder: Path, loop: str, job: str, number: signal.Signals, code: int) -> None:
+    with running(folder, "run", "app:dispatcher", "--loop", loop, JOB=job) as one:
+        blocking_until(lambda: any(line.startswith("began") for line in one.log))
+        blocking_until(lambda: job == "wait" or "blocks" in one.log)
+        one.signal(number)
+        one.until_said("draining")
+        one.signal(number)
+        assert one.code() == code
+        assert "left" in one.log  # what was entered is exited, threads or not
+
+
+def test_a_factory_and_logs_as_json(folder: Path) -> None:
+    arguments = ("run", "app:make", "--factory", "--log-format", "json", "--log-level", "debug")
+    with running(folder, *arguments) as one:
+        one.until_said("is ready")
+        one.signal(signal.SIGTERM)
+        assert one.code() == 0
+    lines = [json.loads(line) for line in one.said.splitlines()]
+    assert {"level": "info", "logger": "dispytch"}.items() <= lines[-1].items()
+    assert {"time", "message", "pid"} <= lines[-1].keys()
+
+
+BROKEN = {
+    "format": ("app", 2, 'Import string "app" must be in format "<module>:<attribute>"'),
+    "no module": ("nowhere:dispatcher", 2, 'Could not import module "nowhere"'),
+    "no attribute": ("app:dispatch", 2, "it has the dispatcher dispatcher"),
+    "no dispatcher": ("app:number", 2, "is no EventDispatcher (its type is int)"),
+    "no factory": ("app:make", 2, "add --factory"),
+    "needs another": ("needy:dispatcher", 1, "No module named 'absent_package'"),
+    "raises": ("raising:dispatcher", 1, "ValueError: out of luck"),
+    "declared wrong": ("wrong:dispatcher", 1, "no handler is registered"),
+    "unreachable": ("unreachable:dispatcher", 1, "127.0.0.1:1"),
+}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_errors_are_one_line_that_says_what_to_do(folder: Path, name: str, workers: str) -> None:
+    target, code, text = BROKEN[name]
+    if name == "unreachable" and workers == "2":
+        pytest.skip("workers try again")
+    (folder / "needy.py").write_text("import absent_package")
+    (folder / "raising.py").write_text("raise ValueError('out of\\nluck')")
+    (folder / "wrong.py").write_text(
+        "from dispytch import EventDispatcher, consumer_from_url\n"
+        "dispatcher = EventDispatcher(consumer_from_url('memory://wrong'))\n"
+    )
+    (folder / "unreachable.py").write_text(
+        "from dispytch import EventDispatcher, consumer_from_url\n"
+        "dispatcher = EventDispatcher(consumer_from_url('redis://user:canary@127.0.0.1:1'))\n"
+        "@dispatcher.handler(topic='a')\n"
+        "def handle(): ...\n"
+    )
+    done = run(folder, "run", target, "--workers", workers)
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert errors
+    assert all(text in line for line in errors)
+    assert "Traceback" not in done.stderr
+    assert "canary" not in done.stderr
+    assert not done.stdout
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    (folder / "raising.py").write_text("raise ValueError('out of luck')")
+    done = run(folder, "run", "raising:dispatcher", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert 'raising.py", line 1' in done.stderr
+
+
+def test_a_change_drains_and_starts_again(folder: Path) -> None:
+    with running(folder, "run", "app:dispatcher", "--reload", JOB="wait") as one:
+        blocking_until(lambda: any(line.startswith("began") for line in one.log))
+        app = folder / "app.py"
+        app.write_text(app.read_text() + "\nnote('the second version')\n")
+        one.until_said("app.py changed: draining")
+        one.until_said("SIGTERM: draining")
+        assert "the second version" not in one.log
+        (folder / "go").touch()
+        blocking_until(lambda: one.log.count("entered") == 2)
+        assert one.log[2:5] == ["done", "left", "the second version"]
+
+        app.write_text("def broken(:")
+        one.until_said("SyntaxError")
+        one.until_said("the next change of a file starts it again")
+        app.write_text(
+            "note = print\nfrom dispytch import EventDispatcher, consumer_from_url\n"
+            "dispatcher = EventDispatcher(consumer_from_url('memory://x'))\n"
+            "dispatcher.handler(topic='x')(print)\n"
+        )
+        one.until_said("is ready", times=3)
+        one.signal(signal.SIGINT)
+        assert one.code() == 0
+
+
+def pid_of(log: list[str]) -> int:
+    return int(next(line for line in reversed(log) if line.startswith("began")).split()[-1])
+
+
+def test_a_worker_that_died_is_started_again(folder: Path) -> None:
+    with running(folder, "run", "app:dispatcher", "--workers", "2") as one:
+        blocking_until(lambda: sum(line.startswith("began") for line in one.log) == 2)
+        pid = pid_of(one.log)
+        os.kill(pid, signal.SIGKILL)
+        one.until_said(f"(pid {pid}) died by signal 9 (Killed); starting it again in 0.5 s.")
+        one.until_said("is ready", times=3)
+        os.kill(pid_of(one.log), signal.SIGKILL)
+        one.until_said("starting it again in", times=2)
+        one.signal(signal.SIGTERM)
+        assert one.code() == 0
+        assert "has a broker of its own" in one.said
+
+
+def test_a_second_signal_cancels_workers(folder: Path) -> None:
+    with running(folder, "run", "app:dispatcher", "--workers", "2", JOB="wait") as one:
+        blocking_until(lambda: sum(line.startswith("began") for line in one.log) == 2)
+        one.signal(signal.SIGINT)
+        one.until_said("SIGTERM: draining", times=2)
+        one.signal(signal.SIGINT)
+        assert one.code() == 130
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="looks at /proc")
+def test_workers_drain_if_their_supervisor_is_killed(folder: Path) -> None:
+    with running(folder, "run", "app:dispatcher", "--workers", "1", "--reload", JOB="wait") as one:
+        blocking_until(lambda: any(line.startswith("began") for line in one.log))
+        worker = pid_of(one.log)
+        assert worker != one.process.pid
+        one.process.kill()
+        blocking_until(lambda: "SIGTERM: draining" in one.said)
+        (folder / "go").touch()
+        blocking_until(lambda: one.log[-1] == "left")
+        blocking_until(lambda: not Path(f"/proc/{worker}").exists() or "Z" in _state(worker))
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
