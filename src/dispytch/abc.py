@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -318,6 +318,10 @@ class Consumer(ABC):
     def progress(self) -> Progress:
         """Signs of life, for `EventDispatcher.health`. Called in the loop's thread; must be quick."""
         return Progress()
+
+    def configuration(self) -> Mapping[str, object]:
+        """What it goes by, by name, for people to read: nothing secret. Without I/O."""
+        return {"group": self.group_id}
 
     def backlog(self) -> int | None:
         """How many messages wait to be received; ``None`` if that cannot be told."""

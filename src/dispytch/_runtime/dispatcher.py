@@ -188,7 +188,8 @@ class EventDispatcher(Registry):
             self._session = None
             self._ended.set()
 
-    async def _start(self, task_status: TaskStatus[None]) -> None:
+    def _declared(self) -> tuple[list[Handler], Options]:
+        """What `wire` makes a run of: the handlers, those of routers too, and what goes for all of them."""
         handlers: list[Handler] = [*self.handlers]
         for registry in self._registries:
             handlers += registry.handlers
@@ -202,6 +203,10 @@ class EventDispatcher(Registry):
             self._dead_letter,
             self.dependency_overrides,
         )
+        return handlers, options
+
+    async def _start(self, task_status: TaskStatus[None]) -> None:
+        handlers, options = self._declared()
         wired, scope, finish = wire(handlers, self.consumers, options)
         async with AsyncExitStack() as stack:
             if self._on_lifespan is not None:

@@ -24,7 +24,7 @@ from dispytch.kafka.addresses import Topics, check_pattern
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Beginnings, Plan
 from dispytch.kafka.producer import FEATURES, KafkaProducer
-from dispytch.kafka.reader import Reader
+from dispytch.kafka.reader import OWN_SETTINGS, USUAL_SETTINGS, Reader
 from dispytch.kafka.routes import KafkaEventRoute, topic_problem
 from dispytch.kafka.settings import Settings, import_confluent
 
@@ -199,6 +199,16 @@ class KafkaConsumer(Consumer):
         self._beginnings = None if self._beginnings is None else Beginnings()
         await self._close()
         await self._letters.stop()
+
+    def configuration(self) -> Mapping[str, object]:
+        return {
+            "servers": self._settings.address,
+            "group": self.group_id,
+            "start_from": "earliest" if self._beginnings is None else "latest",
+            "max_uncommitted": self._max_uncommitted,
+            "declare": self._declare,
+            **self._settings.shown(OWN_SETTINGS, USUAL_SETTINGS),
+        }
 
     def progress(self) -> Progress:
         reader = self._reader

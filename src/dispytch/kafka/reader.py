@@ -24,7 +24,7 @@ from dispytch.kafka.settings import LibraryLog, import_confluent
 from dispytch.kafka.topics import missing_topics
 from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
 
-__all__ = ["Reader"]
+__all__ = ["OWN_SETTINGS", "USUAL_SETTINGS", "Reader"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -45,13 +45,13 @@ _SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
 
-_OWN = {
+OWN_SETTINGS = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",
     "allow.auto.create.topics": False,
 }
-_USUAL = {
+USUAL_SETTINGS = {
     "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
 }
@@ -247,8 +247,8 @@ class Reader:
 
     def _open(self) -> None:
         plan, topics = self._plan, self._plan.topics
-        own: dict[str, Any] = {**_OWN, "group.id": plan.group_id}
-        own.update((name, value) for name, value in _USUAL.items() if self._settings.get(name) is None)
+        own: dict[str, Any] = {**OWN_SETTINGS, "group.id": plan.group_id}
+        own.update((name, value) for name, value in USUAL_SETTINGS.items() if self._settings.get(name) is None)
         own["error_cb"] = self._trouble.note
         own["on_commit"] = self._committed
         if not self._assignment.is_decided_by_brokers:

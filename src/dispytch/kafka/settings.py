@@ -33,6 +33,7 @@ _CONNECTING = re.compile(
     r"|enable\.ssl\.certificate\.verification|oauth_cb"
 )
 _JOIN_STATE = re.compile(r"changed join state \S+ -> (\S+)")
+_DEFAULTS = {"client.id": "dispytch", "reconnect.backoff.max.ms": 2000}
 _NEEDS_A_SERVICE = ("GSSAPI", "OAUTHBEARER")
 
 _OWN = {
@@ -156,7 +157,7 @@ class Settings:
             ConfigurationError: librdkafka does not take a setting.
         """
         confluent = import_confluent()
-        options = {"client.id": "dispytch", "reconnect.backoff.max.ms": 2000, **self._options, **own}
+        options = {**_DEFAULTS, **self._options, **own}
         if connect:
             options["bootstrap.servers"] = self.address
         if kind == "AdminClient":
@@ -173,6 +174,19 @@ class Settings:
         raise ConfigurationError(
             f"librdkafka does not take the settings for Kafka at {self.address}: {text}"
         ) from cause
+
+    def shown(self, own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, object]:
+        """librdkafka's settings as a client is made with them, for people: secrets and functions are left out.
+
+        Args:
+            own: Settings of ours, over those of the user.
+            usual: Settings of ours that those of the user go over.
+        """
+        effective = {**_DEFAULTS, **usual, **self._options, **own}
+        return {
+            name: "***" if _SECRET.search(name) else getattr(value, "__qualname__", value)
+            for name, value in sorted(effective.items())
+        }
 
     def without_secrets(self, text: str) -> str:
         """A text of the client, with any secret of the settings left out."""

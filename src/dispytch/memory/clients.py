@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import anyio.lowlevel
@@ -160,6 +160,9 @@ class MemoryConsumer(Consumer):
             self.broker.leave(self._member)
             self._member = None
         await anyio.lowlevel.checkpoint()
+
+    def configuration(self) -> Mapping[str, object]:
+        return {"group": self.group_id, "start_from": self.start_from}
 
     def backlog(self) -> int | None:
         return None if self._member is None else self.broker.backlog(self._member)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import anyio
@@ -244,6 +244,17 @@ class RabbitMQConsumer(Consumer):
         await self._close()
         if self._letters is not None:
             await self._letters.stop()
+
+    def configuration(self) -> Mapping[str, object]:
+        found: dict[str, object] = {"queue": self.group_id, "exchange": self.exchange}
+        if self._source is not None:
+            found["server"] = self._source.address
+            found["heartbeat"] = self._source.heartbeat
+            found["prefetch"] = self.prefetch or "by the dispatcher's concurrency"
+            found["queue_type"] = self._arguments.get("x-queue-type", "classic")
+            found["declare"] = self._declare
+            found["driver"] = self._driver or "pika"
+        return found
 
     def progress(self) -> Progress:
         ran_at = None if self._intake is None else self._intake.ran_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import anyio.lowlevel
@@ -163,6 +163,9 @@ class RedisConsumer(Consumer):
         self._subscriptions = ()
         await self._close()
         await self._letters.stop()
+
+    def configuration(self) -> Mapping[str, object]:
+        return {"server": self._source.address, "driver": self._driver or "by the loop"}
 
     def progress(self) -> Progress:
         return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
@@ -239,6 +239,18 @@ class RedisStreamConsumer(Consumer):
         if control is not None:
             await control.close()
         await self._letters.stop()
+
+    def configuration(self) -> Mapping[str, object]:
+        return {
+            "server": self._source.address,
+            "group": self.group_id,
+            "consumer": self._consumer or "a new name for each start",
+            "claim_idle": self._claim_idle,
+            "trim_acknowledged": self._trim,
+            "start_from": "earliest" if self._origin == b"0" else "latest",
+            "declare": self._declares,
+            "driver": self._driver or "by the loop",
+        }
 
     def progress(self) -> Progress:
         return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)
