@@ -224,8 +224,9 @@ class MemoryBroker:
         failed: list[tuple[Settlement, DispytchError]] = []
         faults = self.faults
         touched: dict[str, Topic] = {}
-        advanced: dict[Cursor, None] = {}
+        done: dict[Cursor, list[int]] = {}
         with self._lock:
+            put_down = member.group.put_down
             for settlement in settlements:
                 delivery = settlement.delivery
                 if faults is not None and faults.take("settle"):
@@ -238,19 +239,20 @@ class MemoryBroker:
                     for message in settlement.dead_letters:
                         self._append(message, True, touched, int(self.clock.time() * 1000))
                 place: Place = delivery.token
-                if not member.group.put_down(member, place):
+                if not put_down(member, place):
                     continue  # acknowledged before, or no longer this member's
                 cursor, offset = place
                 if settlement.outcome is Outcome.RELEASE:
                     cursor.failures[offset] = settlement.failures
                     member.group.give_back([place])
                     touched[cursor.topic.name] = cursor.topic
+                elif cursor in done:
+                    done[cursor].append(offset)
                 else:
-                    cursor.tracker.done(offset)
-                    cursor.failures.pop(offset, None)
-                    advanced[cursor] = None
+                    done[cursor] = [offset]
             self._freshen(touched)
-            for cursor in advanced:
+            for cursor, offsets in done.items():
+                cursor.done(offsets)
                 self._trim(cursor)
         self._wake_readers(touched)
         return failed
