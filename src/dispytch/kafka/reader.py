@@ -54,6 +54,7 @@ _OWN = {
 _USUAL = {
     "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
+    "queued.min.messages": 20_000,
 }
 
 
