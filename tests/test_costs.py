@@ -32,6 +32,8 @@ from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
 pytestmark = pytest.mark.anyio
 
 SOURCE = str(Path(dispytch.__file__).parent)
+GENERATED = "<dispytch"
+"""How the files of what was generated for a handler begin."""
 EVENTS = 1000
 SLACK = 0.5
 """Of a call per event: how many events a batch has depends a little on the time."""
@@ -89,7 +91,7 @@ def counting(calls: list[str]) -> Iterator[None]:
 
     def profile(frame: FrameType, what: str, _: object) -> None:
         code = frame.f_code
-        if what == "call" and code.co_filename.startswith(SOURCE):
+        if what == "call" and code.co_filename.startswith((SOURCE, GENERATED)):
             calls.append(code.co_qualname)
 
     before = sys.getprofile()
@@ -140,10 +142,10 @@ async def per_event(run: Callable[[int], Awaitable[int]]) -> float:
 
 
 async def test_emit_many() -> None:
-    assert await per_event(emitting) <= 13.2
+    assert await per_event(emitting) <= 10
 
 
-@pytest.mark.parametrize(("register", "budget"), [(plain, 32.5), (dependency, 34.5), (middleware, 40)])
+@pytest.mark.parametrize(("register", "budget"), [(plain, 16), (dependency, 16), (middleware, 27)])
 async def test_handling(register: Register, budget: float) -> None:
     assert await per_event(handling(register)) <= budget
 

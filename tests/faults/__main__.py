@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,10 +96,9 @@ def _watch(
         with tempfile.TemporaryDirectory() as folder, running(transport, Path(folder, "broker")) as broker:
             (ledgers := Path(folder, "ledgers")).mkdir()
             rig = Rig(broker, ledgers, seed)
-            try:
+            with ExitStack() as closing:  # which keeps what went wrong first
+                closing.callback(rig.close)
                 result = run(rig)
-            finally:
-                rig.close()
         print("\n".join(result.problems))
         recorder.lines.append((result.row, result, not result.problems, time.monotonic() - began))
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from dispytch._core.routes import EventConfig, EventRoute
 
-__all__ = ["DeadLetter", "Delivery", "Features", "Headers", "Message", "Outcome", "Receipt", "Settlement"]
+__all__ = [
+    "DeadLetter",
+    "Delivery",
+    "Features",
+    "Headers",
+    "Message",
+    "Outcome",
+    "Receipt",
+    "Settlement",
+    "new_receipt",
+]
 
 Headers = Sequence[tuple[str, bytes]]
 """Header names and values in the order of the message; a name may come more than once."""
@@ -34,6 +44,10 @@ class Receipt(NamedTuple):
     partition: int | None = None
     offset: int | str | None = None
     receivers: int | None = None
+
+
+new_receipt = tuple.__new__
+"""``new_receipt(Receipt, (id, route, ...))`` takes a third of the time of ``Receipt(...)``; of all five fields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from dispytch._core.routes import PortableRoute
 from dispytch._runtime.groups import HandlerGroup
 from dispytch._runtime.health import Health, State, health_of
 from dispytch._runtime.session import Session, Tuning
+from dispytch._runtime.threads import Threads
 from dispytch._runtime.urls import no_client
 from dispytch._runtime.wiring import Options, wire
 from dispytch.abc import Consumer, Deserializer, EventRoute, EventSubscription
@@ -212,7 +213,9 @@ class EventDispatcher(Registry):
             if self._on_lifespan is not None:
                 await stack.enter_async_context(self._on_lifespan(self))
             values = await stack.enter_async_context(scope)
-            finish(values, anyio.CapacityLimiter(self._tuning.concurrency))
+            threads = Threads(self._tuning.concurrency)
+            finish(values, threads)
+            await stack.enter_async_context(threads.open())
             session = self._session = Session(wired, self._tuning)
             if self._stop_early:
                 session.request_stop()

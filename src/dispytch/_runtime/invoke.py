@@ -21,6 +21,7 @@ from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed
 from dispytch._core.plan import Kind, Plan, Step
 from dispytch._runtime.generated import generate, read_param
+from dispytch._runtime.threads import Threads
 
 __all__ = [
     "CLEANUP_TIMEOUT",
@@ -45,18 +46,18 @@ CLEANUP_TIMEOUT = 30.0
 """Seconds that the asynchronous clean-up of one handler call may take; cancellation cannot cut it shorter."""
 
 
-def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> Call:
+def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], threads: Threads) -> Call:
     """The function that makes one try of a handler.
 
     Args:
         app: The application's instances, by provider.
-        limiter: Bounds the worker threads of plain functions.
+        threads: Where plain functions run.
     """
     if plan.is_async and not plan.is_batch and not any(step.cleans_up for step in plan.steps):
         return generate(plan, app, "call")
     fill = _make_fill(plan, app)
     if not plan.is_async:
-        return _make_thread_call(plan, fill, limiter)
+        return _make_thread_call(plan, fill, threads)
     func, args, steps = plan.func, plan.args, plan.steps
     if not any(step.cleans_up for step in steps):
 
@@ -255,9 +256,7 @@ async def _let_cancellation_pass(error: BaseException | None, failure: BaseExcep
         await anyio.lowlevel.checkpoint_if_cancelled()
 
 
-def _make_thread_call(
-    plan: Plan, fill: Callable[[EventHandlerContext], Values], limiter: anyio.CapacityLimiter
-) -> Call:
+def _make_thread_call(plan: Plan, fill: Callable[[EventHandlerContext], Values], threads: Threads) -> Call:
     before, inside = _split(plan.steps)
     func, args = plan.func, plan.args
     needs_no_unwinding = not any(step.cleans_up for step in inside)
@@ -290,7 +289,7 @@ def _make_thread_call(
 
         async def call(ctx: EventHandlerContext) -> Any:
             values = fill(ctx)
-            return await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
+            return await threads.run(in_thread, values)
 
         return call
 
@@ -303,11 +302,12 @@ def _make_thread_call(
                     await _take(step, values, entered)
                     continue
                 plain: list[Entered] = []
-                await anyio.to_thread.run_sync(_take_plain, [step], values, plain, limiter=limiter)
+                await anyio.to_thread.run_sync(_take_plain, [step], values, plain, limiter=threads.limiter)
                 entered += [
-                    (replace(step, kind=Kind.ENTER_ASYNC), _ExitInThread(manager, limiter)) for _, manager in plain
+                    (replace(step, kind=Kind.ENTER_ASYNC), _ExitInThread(manager, threads.limiter))
+                    for _, manager in plain
                 ]
-            return await anyio.to_thread.run_sync(in_thread, values, abandon_on_cancel=True, limiter=limiter)
+            return await threads.run(in_thread, values)
 
         return await _with_cleanup(body)
 

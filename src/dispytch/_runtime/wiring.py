@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
-import anyio
-
 from dispytch._core.ack import AckAfterProcessing, AckBeforeProcessing, AckPolicy, ManualAck
 from dispytch._core.context import Middleware
 from dispytch._core.deadletters import ALL_OF_GROUP, REPLAY_FOR
@@ -22,6 +20,7 @@ from dispytch._core.patterns import Matcher, Pattern
 from dispytch._core.plan import Plan, make_app_plan, make_plan
 from dispytch._runtime.app_scope import AppScope
 from dispytch._runtime.invoke import Begin, Call, make_begin, make_call, wrap
+from dispytch._runtime.threads import Threads
 from dispytch.abc import Consumer, Delivery, Deserializer, EventRoute, EventSubscription, Subscription
 from dispytch.errors import ConfigurationError, DeliveryError, RegistrationError
 
@@ -222,7 +221,7 @@ def _noting_replays(opener: Callable[[Delivery], Opened]) -> Callable[[Delivery]
 
 def wire(
     handlers: Sequence[Handler], consumers: Sequence[Consumer], options: Options
-) -> tuple[list[Wired], AppScope, Callable[[Mapping[Callable[..., Any], Any], anyio.CapacityLimiter], None]]:
+) -> tuple[list[Wired], AppScope, Callable[[Mapping[Callable[..., Any], Any], Threads], None]]:
     """Checks everything that can be checked without I/O, and compiles it.
 
     Returns:
@@ -273,12 +272,12 @@ def wire(
 
     _tell_left_out(handlers, plans, options)
 
-    def finish(values: Mapping[Callable[..., Any], Any], limiter: anyio.CapacityLimiter) -> None:
+    def finish(values: Mapping[Callable[..., Any], Any], threads: Threads) -> None:
         for one in wired:
             for bound in one.bound:
                 plan = plans[id(bound.handler)]
                 middlewares = _middlewares(bound.handler, plan, options)
-                bound.call = wrap(make_call(plan, values, limiter), middlewares, bound.is_manual)
+                bound.call = wrap(make_call(plan, values, threads), middlewares, bound.is_manual)
                 bound.begin = make_begin(bound.call, plan, values, has_middleware=bool(middlewares))
                 bound.must_settle = bound.is_manual and not middlewares
 

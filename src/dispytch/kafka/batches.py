@@ -108,10 +108,11 @@ class Batch:
         """How many were handed over, and have no report."""
         return self.next - self._reported - self._refused
 
-    def report(self, number: int, outcome: Receipt | DispytchError) -> None:
-        """A report has come."""
+    def report(self, number: int, outcome: Receipt | DispytchError) -> bool:
+        """A report has come; whether it was the last."""
         self._outcomes[number] = outcome
         self._reported += 1
+        return self._reported + self._refused >= len(self.messages)
 
     def refuse(self, number: int, error: DispytchError) -> None:
         """A message was not handed over."""

@@ -34,6 +34,7 @@ _FULL_WAIT = 0.01
 _USUAL_TIMEOUT = 30.0
 _FOR_EVER = 365 * 24 * 3600.0
 _OVERHEAD = 64
+_MOST_OF_HEADERS = 128 * 1024
 """Bytes of a message beside key, payload and headers, at most."""
 _LIBRARY_MAX_BYTES = 1_000_000
 
@@ -76,7 +77,7 @@ class _Sender(ProducerBase):
         if (problem := topic_problem(topic)) is not None:
             raise EmitRejectedError(f"the topic {topic[:300]!r} {problem}; rename it")
         size = _OVERHEAD + len(message.payload or b"") + len(message.key or b"")
-        if message.headers:
+        if size > self._max_bytes - _MOST_OF_HEADERS:  # adding up its headers takes longer than making the event
             size += sum(len(name) + len(value) + 10 for name, value in message.headers)
         if isinstance(config := message.config, KafkaEventConfig):
             _check_config(config, message)

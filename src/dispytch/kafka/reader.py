@@ -54,6 +54,7 @@ OWN_SETTINGS = {
 USUAL_SETTINGS = {
     "fetch.queue.backoff.ms": 10,
     "queued.max.messages.kbytes": 16 * 1024,
+    "queued.min.messages": 20_000,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 from dispytch.abc import EventConfig, EventRoute, EventSubscription
@@ -63,6 +64,7 @@ def illegal_in_topic(text: str) -> str | None:
     return None if found is None else found[0]
 
 
+@lru_cache(1024)
 def topic_problem(name: str) -> str | None:
     """Why Kafka takes no topic of such a name; ``None`` if it does."""
     if not name:

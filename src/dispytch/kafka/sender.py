@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from dispytch._core.messages import new_receipt
 from dispytch.abc import Message, Receipt
 from dispytch.errors import DispytchError, EmitRejectedError, UnconfirmedError
 from dispytch.kafka.batches import Batch, finish_all, report_error
@@ -247,14 +248,16 @@ class Sender:
     def _report(self, batch: Batch, number: int, error: Any, message: Any) -> None:
         if error is None:
             sent = batch.messages[number]
-            batch.report(number, Receipt(sent.id, sent.route.address, message.partition(), message.offset()))
+            outcome: Receipt | DispytchError = new_receipt(
+                Receipt, (sent.id, sent.route.address, message.partition(), message.offset(), None)
+            )
             if self.trouble.since is not None:
                 self.trouble.clear()
         else:
             why, text = self.trouble.text, self.trouble.words(error)
-            batch.report(number, report_error(error, self._settings.address, why, text))
+            outcome = report_error(error, self._settings.address, why, text)
             self._known.discard(batch.messages[number].route.address)
-        if batch.is_complete:
+        if batch.report(number, outcome):
             self._finished.append(batch)
 
     def _hand_over(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from dispytch._core.deadletters import read_dead_letter
+from dispytch._core.messages import new_receipt
 from dispytch.abc import (
     SYSTEM_CLOCK,
     Clock,
@@ -34,7 +35,6 @@ from dispytch.memory.groups import Cursor, Group, Member, Place, Topic
 
 __all__ = ["FaultHook", "FaultPoint", "MemoryBroker", "Record"]
 
-_receipt = tuple.__new__  # a third of what the class itself takes
 
 FaultPoint = Literal["reject", "lose_reply", "unreachable", "disconnect", "settle", "dead_letter", "duplicate"]
 
@@ -140,7 +140,7 @@ class MemoryBroker:
         log = topic.log
         log.append((message.key, message.headers, message.payload, now))
         touched[name] = topic
-        return _receipt(Receipt, (message.id, name, None, topic.base + len(log) - 1, None))
+        return new_receipt(Receipt, (message.id, name, None, topic.base + len(log) - 1, None))
 
     def _freshen(self, touched: dict[str, Topic]) -> None:
         for topic in touched.values():
@@ -224,8 +224,9 @@ class MemoryBroker:
         failed: list[tuple[Settlement, DispytchError]] = []
         faults = self.faults
         touched: dict[str, Topic] = {}
-        advanced: dict[Cursor, None] = {}
+        done: dict[Cursor, list[int]] = {}
         with self._lock:
+            put_down = member.group.put_down
             for settlement in settlements:
                 delivery = settlement.delivery
                 if faults is not None and faults.take("settle"):
@@ -238,19 +239,20 @@ class MemoryBroker:
                     for message in settlement.dead_letters:
                         self._append(message, True, touched, int(self.clock.time() * 1000))
                 place: Place = delivery.token
-                if not member.group.put_down(member, place):
+                if not put_down(member, place):
                     continue  # acknowledged before, or no longer this member's
                 cursor, offset = place
                 if settlement.outcome is Outcome.RELEASE:
                     cursor.failures[offset] = settlement.failures
                     member.group.give_back([place])
                     touched[cursor.topic.name] = cursor.topic
+                elif cursor in done:
+                    done[cursor].append(offset)
                 else:
-                    cursor.tracker.done(offset)
-                    cursor.failures.pop(offset, None)
-                    advanced[cursor] = None
+                    done[cursor] = [offset]
             self._freshen(touched)
-            for cursor in advanced:
+            for cursor, offsets in done.items():
+                cursor.done(offsets)
                 self._trim(cursor)
         self._wake_readers(touched)
         return failed

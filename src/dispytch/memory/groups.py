@@ -73,6 +73,13 @@ class Cursor:
         self.next = fresh.stop
         return fresh
 
+    def done(self, offsets: Sequence[int]) -> None:
+        """Notes that entries are acknowledged."""
+        self.tracker.done_all(offsets)
+        if self.failures:
+            for offset in offsets:
+                self.failures.pop(offset, None)
+
     @property
     def waiting(self) -> int:
         """How many entries nobody has been given yet."""

@@ -1,4 +1,5 @@
-"""A connection of pika that survives headers which pika cannot read, and does not warn of what is expected.
+"""A connection of pika that tells when a read is through, survives headers which pika cannot read, and does not warn
+of what is expected.
 
 pika raises in the middle of its loop at a date after the year 9999. The connection would be gone, the message back in
 its queue, and the next connection gone the same way.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,6 +22,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 UNREADABLE = {"ce-specversion": "1.0"}
 """In place of headers that cannot be read: an event without an id, which is dead-lettered as unreadable."""
 
+_READ_BYTES = 16 * 1024
+"""What is read at once, where pika reads a fourth; with much more, cutting frames off the buffer costs too much."""
 _HEADER_FRAME = 2
 _FRAME_START, _FIXED = 7, 12
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
@@ -27,11 +31,25 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 
 @cache
 def connection_type() -> Any:
-    """pika's SelectConnection, with a patient way of reading frames."""
+    """pika's SelectConnection, with a patient way of reading frames.
+
+    Its ``after_read`` is called when what was read at once has been handed out, so that it can be passed on at once.
+    """
     pika = import_pika()
     select: Any = pika.SelectConnection
 
     class Connection(select):  # type: ignore[misc]  # pika has no types
+        after_read: Callable[[], object] | None = None
+
+        def _proto_connection_made(self, transport: Any) -> None:
+            transport._MAX_RECV_BYTES = _READ_BYTES
+            super()._proto_connection_made(transport)
+
+        def _on_data_available(self, data_in: bytes) -> None:
+            super()._on_data_available(data_in)
+            if self.after_read is not None:
+                self.after_read()
+
         def _read_frame(self) -> Any:
             try:
                 return super()._read_frame()

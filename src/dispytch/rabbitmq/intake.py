@@ -160,6 +160,7 @@ class PikaIntake(Intake):
 
     def _channel_opened(self, channel: Any) -> None:
         self._channel = channel
+        self._wire.connection.after_read = self._pass_on
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(self._cancelled)
         channel.basic_qos(prefetch_count=self._prefetch, callback=self._consume)
@@ -182,7 +183,10 @@ class PikaIntake(Intake):
         self.inbox.append(
             delivery_of(self._scope(method.exchange, queue), method.routing_key, properties, body, (self, tag))
         )
-        self._waker.wake()
+
+    def _pass_on(self) -> None:
+        if self.inbox:
+            self._waker.wake()
 
     def _settle(self, acknowledged: Sequence[int], released: Sequence[int]) -> None:
         channel = self._channel

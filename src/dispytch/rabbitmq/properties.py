@@ -179,7 +179,10 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
     try:
         for name, value in (properties.headers or {}).items():
             headers.append(
-                (text_of(name), value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value))
+                (
+                    name if type(name) is str else text_of(name),
+                    value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value),
+                )
             )
     except Exception as error:  # whatever a foreign program has put there, the connection must outlive it
         headers.clear()

@@ -110,7 +110,7 @@ class Notes(Middleware):
     def _note(self, ctx: EventHandlerContext, metas: Sequence[Meta], error: BaseException | None) -> None:
         for one, meta in zip(ctx.contexts, metas, strict=True):
             # What was said of single events of a batch stands, however the call has ended.
-            outcome = conclude(one._said, error, is_manual=False) if isinstance(ctx, BatchContext) else error
+            outcome = conclude(one.said, error, is_manual=False) if isinstance(ctx, BatchContext) else error
             ended = Try(ctx.handler, meta, outcome)
             self.tries.append(ended)
             self._last[ctx.identity, one.message.position] = ended

@@ -21,7 +21,7 @@ __all__ = ["DATA", "XADD", "delivery_of", "restored"]
 DATA = "data"
 """The field that holds the payload."""
 _KEY = "ce_partitionkey"
-_VERSION = b"ce_specversion"
+_VERSION, _PAYLOAD = b"ce_specversion", b"data"
 _MOST_CACHED = 1024
 _LATEST = 253_402_300_799_000
 """The end of the year 9999 in milliseconds: ids may be any number, dates may not."""
@@ -38,18 +38,7 @@ class _Bulks(dict[str, bytes]):
         return bulk
 
 
-class _Names(dict[bytes, str]):
-    """Field names as they come; what is not UTF-8 shows as escapes."""
-
-    def __missing__(self, raw: bytes) -> str:
-        if len(self) >= _MOST_CACHED:
-            self.clear()
-        name = self[raw] = raw.decode("utf-8", "backslashreplace")
-        return name
-
-
 _bulks = _Bulks()
-_names = _Names()
 
 
 def _pack(message: Message) -> bytes:
@@ -84,17 +73,47 @@ def _receipt(message: Message, reply: Any) -> Receipt:
 XADD = Command(_pack, _receipt)
 
 
+class _Shape:
+    """Which fields an entry has. Those of a stream are mostly of a few shapes, so each is looked at once."""
+
+    __slots__ = ("has_payload", "is_plain", "key_at", "names", "version")
+
+    def __init__(self, fields: tuple[bytes, ...]) -> None:
+        headers = [name for name in fields if name != _PAYLOAD]
+        self.names: list[str] = [name.decode("utf-8", "backslashreplace") for name in headers]
+        self.has_payload: bool = _PAYLOAD in fields
+        self.is_plain: bool = fields[-1:] == (_PAYLOAD,) and len(headers) == len(fields) - 1
+        """The payload comes last, and once, as we write it."""
+        self.version: bool = _VERSION in fields
+        found = [at for at, name in enumerate(fields) if name == _KEY.encode()]
+        self.key_at: int | None = found[-1] if found else None
+
+
+class _Shapes(dict[tuple[bytes, ...], _Shape]):
+    def __missing__(self, fields: tuple[bytes, ...]) -> _Shape:
+        if len(self) >= _MOST_CACHED:
+            self.clear()
+        shape = self[fields] = _Shape(fields)
+        return shape
+
+
+_shapes = _Shapes()
+
+
 def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) -> Delivery:
     """An entry as a delivery."""
-    found = dict(zip(fields[::2], fields[1::2], strict=True))
-    names = _names
-    payload = found.pop(b"data", None)
-    if 2 * len(found) == len(fields) - (0 if payload is None else 2):
-        headers = [(names[name], value) for name, value in found.items()]
-    else:  # a field came twice
-        pairs = zip(fields[::2], fields[1::2], strict=True)
-        headers = [(names[name], value) for name, value in pairs if name != b"data"]
-    as_json = payload is None and _VERSION not in found
+    names, values = tuple(fields[::2]), fields[1::2]
+    shape = _shapes[names]
+    payload: bytes | None = None
+    if shape.is_plain:
+        headers = list(zip(shape.names, values))  # noqa: B905 - the payload has no name there
+        payload = values[-1]
+    else:
+        pairs = zip(names, values, strict=True)
+        headers = list(zip(shape.names, [value for name, value in pairs if name != _PAYLOAD], strict=True))
+        if shape.has_payload:
+            payload = dict(zip(names, values, strict=True))[_PAYLOAD]
+    as_json = payload is None and not shape.version
     if as_json:
         mapping = {name: _text(value) for name, value in headers if not own_header(name)}
         payload = json.dumps(mapping, ensure_ascii=False).encode()
@@ -102,11 +121,12 @@ def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) 
         source,
         payload,
         headers,
-        timestamp_ms=min(int(id.partition(b"-")[0]), _LATEST),
-        key=found.get(b"ce_partitionkey"),
-        position=id.decode(),
+        min(int(id.partition(b"-")[0]), _LATEST),
+        None if shape.key_at is None else values[shape.key_at],
+        id.decode(),
+        None,
+        token,
         as_json=as_json,
-        token=token,
     )
 
 
