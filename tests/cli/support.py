@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import redis
 
 from tests.support import PATIENCE, blocking_until
 from tests.test_examples import ROOT
@@ -166,3 +170,9 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
         timeout=PATIENCE,
         check=False,
     )
+
+
+def read_all(url: str, topic: str) -> list[dict[str, Any]]:
+    """All that a stream of Redis holds."""
+    client: Any = redis.Redis.from_url(url.replace("redis+stream://", "redis://", 1))
+    return [{"body": json.loads(fields[b"data"])} for _, fields in client.xrange(topic)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dispytch.abc import Consumer, Producer
 from dispytch.errors import ConfigurationError
 
-__all__ = ["consumer_from_url", "no_client", "producer_from_url"]
+__all__ = ["consumer_from_url", "no_client", "observer_from_url", "producer_from_url"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
@@ -52,6 +52,24 @@ def consumer_from_url(url: str, group_id: str = "default") -> Consumer:
     return consumer
 
 
+def observer_from_url(url: str, name: str, *, from_start: bool = False) -> Consumer:
+    """A consumer that sees what everybody else gets, and takes nothing from anybody.
+
+    What it needs at the broker goes when it stops; if it cannot stop, the broker removes it after a while.
+
+    Args:
+        url: See `producer_from_url`.
+        name: Of its own group or queue, where it needs one.
+        from_start: Whether it begins with what the broker holds, or with what comes next.
+
+    Raises:
+        ConfigurationError: the transport cannot do that.
+        MissingExtraError: see `producer_from_url`.
+    """
+    observer: Consumer = _maker(url, "observer_from_url")(url, name, from_start)
+    return observer
+
+
 def no_client(given: object, kind: Literal["consumer", "producer"]) -> str:
     """What to say of something that was given in the place of a consumer or a producer."""
     if isinstance(given, str):  # not quoted, since a URL may hold a password
@@ -67,12 +85,20 @@ def _maker(url: str, name: str) -> Callable[..., Any]:
     if not separator or not _SCHEME.fullmatch(scheme):  # and it is not quoted, since it may hold a password
         raise ConfigurationError("a broker's URL begins with its scheme, as in redis://localhost:6379 or memory://name")
     if scheme in _BUILT_IN:
-        return getattr(import_module(_BUILT_IN[scheme]), name)  # type: ignore[no-any-return]  # found by its name
+        return _found(import_module(_BUILT_IN[scheme]), name, scheme)
     from importlib.metadata import entry_points  # whose import costs more than this module
 
     plug_ins = entry_points(group="dispytch.transports")
     for plug_in in plug_ins:
         if plug_in.name == scheme:
-            return getattr(plug_in.load(), name)  # type: ignore[no-any-return]  # found by its name
+            return _found(plug_in.load(), name, scheme)
     known = ", ".join(sorted({*_BUILT_IN, *(plug_in.name for plug_in in plug_ins)}))
     raise ConfigurationError(f"no transport has the URL scheme {scheme!r}; known are: {known}")
+
+
+def _found(module: Any, name: str, scheme: str) -> Callable[..., Any]:
+    maker: Callable[..., Any] | None = getattr(module, name, None)
+    if maker is None:
+        kind = name.partition("_")[0]
+        raise ConfigurationError(f"the transport of {scheme}:// has no {kind}s: its module defines no {name}()")
+    return maker

@@ -15,6 +15,8 @@ __all__ = ["Command", "command"]
 _COMMANDS = {
     "run": "Run a dispatcher until a signal comes, then drain.",
     "check": "Check a dispatcher's wiring and configuration, without a network.",
+    "emit": "Emit events, validated by their class.",
+    "tail": "Show the events of a topic as they come.",
 }
 _EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
 

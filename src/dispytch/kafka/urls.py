@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dispytch.kafka.consumer import KafkaConsumer
+from dispytch.kafka.observer import KafkaObserver
 from dispytch.kafka.producer import KafkaProducer
 
-__all__ = ["consumer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "observer_from_url", "producer_from_url"]
 
 
 def producer_from_url(url: str) -> KafkaProducer:
@@ -16,3 +17,8 @@ def producer_from_url(url: str) -> KafkaProducer:
 def consumer_from_url(url: str, group_id: str) -> KafkaConsumer:
     """A consumer of Kafka."""
     return KafkaConsumer(url, group_id=group_id)
+
+
+def observer_from_url(url: str, name: str, from_start: bool) -> KafkaObserver:
+    """A consumer in a group of its own."""
+    return KafkaObserver(url, name, from_start)

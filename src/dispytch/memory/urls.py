@@ -6,7 +6,7 @@ from dispytch.errors import ConfigurationError
 from dispytch.memory.broker import MemoryBroker
 from dispytch.memory.clients import MemoryConsumer, MemoryProducer
 
-__all__ = ["consumer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "observer_from_url", "producer_from_url"]
 
 
 def _broker(url: str) -> MemoryBroker:
@@ -24,3 +24,8 @@ def producer_from_url(url: str) -> MemoryProducer:
 def consumer_from_url(url: str, group_id: str) -> MemoryConsumer:
     """A consumer of a named broker."""
     return MemoryConsumer(_broker(url), group_id)
+
+
+def observer_from_url(url: str, name: str, from_start: bool) -> MemoryConsumer:
+    """A consumer of a named broker, in a group of its own."""
+    return MemoryConsumer(_broker(url), name, start_from="earliest" if from_start else "latest")

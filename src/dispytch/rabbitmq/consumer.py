@@ -39,10 +39,12 @@ from dispytch.rabbitmq.routes import RabbitMQEventRoute, RabbitMQEventSubscripti
 from dispytch.rabbitmq.source import Source
 from dispytch.rabbitmq.topology import Topology
 
-__all__ = ["RabbitMQConsumer"]
+__all__ = ["RabbitMQConsumer", "RabbitMQObserver"]
 
 _LETTER_TIMEOUT = 5.0
 _MOST_PREFETCH = 65535
+_FORGOTTEN_AFTER = 60
+"""Seconds after which the broker removes the queue of an observer that is gone."""
 _UNLIMITED = 1_000_000_000
 """For quorum queues, which by themselves drop what was handed back 20 times: failures are counted elsewhere."""
 
@@ -307,3 +309,16 @@ class RabbitMQConsumer(Consumer):
             with anyio.move_on_after(_LETTER_TIMEOUT):
                 await self._outlet.send(batch)
         return batch.outcomes()
+
+
+class RabbitMQObserver(RabbitMQConsumer):
+    """Receives by a queue of its own, which the broker removes a minute after its last consumer has gone.
+
+    Args:
+        connection: The URL; see `RabbitMQProducer`.
+        queue: The queue's name, which nobody else may have.
+    """
+
+    def __init__(self, connection: str, *, queue: str) -> None:
+        super().__init__(connection, queue=queue)
+        self._arguments = {"x-expires": _FORGOTTEN_AFTER * 1000}
