@@ -34,7 +34,9 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in _COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--help",), *((name, "--help") for name in _COMMANDS), ("dead", "drop", "--help")], ids=" ".join
+)
 def test_help_imports_no_client(arguments: tuple[str, ...]) -> None:
     done = python("-c", _SEES.replace("{names!r}", repr(set(_CLIENTS))), *arguments)
     assert done.returncode == 0, done.stderr

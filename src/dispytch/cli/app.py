@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "Check a dispatcher's wiring and configuration, without a network.",
     "emit": "Emit events, validated by their class.",
     "tail": "Show the events of a topic as they come.",
+    "dead": "Look at dead letters, send them back, or drop them.",
 }
 _EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
 
