@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import command, environment, running
+from tests.cli.support import Running, command, environment, running
 from tests.support import blocking_until, unique
 from tests.test_docs import files_of
 from tests.test_examples import ROOT
@@ -45,6 +45,10 @@ def steps() -> list[tuple[str, str]]:
     return found
 
 
+def until_shown(one: Running, lines: list[str]) -> None:
+    blocking_until(lambda: set(lines) <= set(alike(one.said)))
+
+
 def test_what_the_page_shows_is_what_happens(tmp_path: Path, redis_url: str) -> None:
     url = redis_url.replace("redis://", "redis+stream://", 1)
     topic = unique("orders")
@@ -60,9 +64,7 @@ def test_what_the_page_shows_is_what_happens(tmp_path: Path, redis_url: str) -> 
         assert "dispytch" in words, line
         if words[1] in _LASTING:
             with running(tmp_path, *words[1:]) as one:
-                wanted = set(alike(own(output)))
-                blocking_until(lambda wanted=wanted, one=one: wanted <= set(alike(one.said)))
-                assert wanted <= set(alike(one.said))
+                until_shown(one, alike(own(output)))
                 one.signal(signal.SIGTERM)
             continue
         done = subprocess.run(

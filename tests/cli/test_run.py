@@ -53,6 +53,7 @@ def test_a_factory_and_logs_as_json(folder: Path) -> None:
 
 BROKEN = {
     "format": ("app", 2, 'Import string "app" must be in format "<module>:<attribute>"'),
+    "a file": ("./app.py:dispatcher", 2, '"./app.py" is a file; name its module instead: "app:dispatcher"'),
     "no module": ("nowhere:dispatcher", 2, 'Could not import module "nowhere"'),
     "no attribute": ("app:dispatch", 2, "it has the dispatcher dispatcher"),
     "no dispatcher": ("app:number", 2, "is no EventDispatcher (its type is int)"),

@@ -129,7 +129,7 @@ def _where(choice: dict[str, Any]) -> _Filter | None:
 # --- the commands
 
 
-@command.command("list", cls=Command)
+@command.command("list", cls=Command, short_help="List letters, and leave them where they are.")
 @_common
 @_filtered
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line, with payloads.")
@@ -144,10 +144,11 @@ def list_letters(
     for letter in chosen:
         click.echo(as_json(_facts(letter, opener)) if is_json else _line(letter))
     more = "" if len(letters) < (_MOST_READ if where else limit) else "; there may be more, see --limit"
-    click.echo(f"{_count(len(chosen))}{more}", err=True)
+    none = "" if letters else ": there are none, or the topic has another name"
+    click.echo(f"{_count(len(chosen))}{more}{none}", err=True)
 
 
-@command.command("show", cls=Command)
+@command.command("show", cls=Command, short_help="Show all that the letters of an event tell.")
 @_common
 @click.argument("id")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line.")
@@ -171,7 +172,7 @@ def show(url: str, topic: str, group: str, idle: float, id: str, is_json: bool) 
                 click.echo(f"{name + ':':<12}{printable(text)}")
 
 
-@command.command("replay", cls=Command)
+@command.command("replay", cls=Command, short_help="Publish letters to where they came from.")
 @_common
 @_filtered
 @click.option("--everyone", is_flag=True, help="All who consume the source get the event, not only the failed handler.")
@@ -200,7 +201,7 @@ def replay(
     _tell(ctx, report, f"{_count(report.replayed)} {'would be ' if dry_run else ''}replayed", limit)
 
 
-@command.command("drop", cls=Command)
+@command.command("drop", cls=Command, short_help="Remove letters for good.")
 @_common
 @_filtered
 @click.option("--dry-run", is_flag=True, help="Only count.")

@@ -32,6 +32,9 @@ def load(target: str, app_dir: str, example: str) -> Any:
         raise UsageProblem(
             f'Import string "{target}" must be in format "<module>:<attribute>", for instance "{example}".'
         )
+    if module_name.endswith(".py") or "/" in module_name or module_name.startswith("."):
+        path_of_module = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        raise UsageProblem(f'"{module_name}" is a file; name its module instead: "{path_of_module}:{path}"')
     folder = str(Path(app_dir).resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
