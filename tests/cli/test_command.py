@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from dispytch.cli.app import _COMMANDS, command
 from tests.cli.support import environment, run
+from tests.support import CANARY
 from tests.test_examples import ROOT
 
 _CLIENTS = ("confluent_kafka", "aio_pika", "pika", "redis", "trio", "rich", "watchfiles")
@@ -71,6 +72,30 @@ def test_a_wrong_command_line_is_usage(arguments: list[str]) -> None:
     done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 2
     assert "Usage:" in done.output
+
+
+_URL = f"redis://ada:{CANARY}@host"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [_URL],
+        ["run", "app:dispatcher", _URL],
+        ["run", _URL],
+        ["tail", "--to", _URL],
+        ["emit", "app:X", _URL, "--to", _URL],
+        ["dead", _URL],
+        ["doctor", _URL, _URL],
+        ["tail", f"redis://ada:{CANARY}@host:port", "orders"],
+        ["tail", f"kafka://ada:{CANARY}@host:port", "orders"],
+        ["tail", f"amqp://ada:{CANARY}@host?nonsense", "orders"],
+    ],
+)
+def test_passwords_in_wrong_places_are_not_printed(arguments: list[str]) -> None:
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code in (1, 2)
+    assert CANARY not in done.output
 
 
 def test_the_version(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _VARYING = (
     (r"\b\d{13}-\d+\b", "ENTRY"),
     (r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b", "ID"),
     (r"(localhost|127\.0\.0\.1):\d+", "HOST"),
+    (r"Redis [\d.]+ at", "Redis VERSION at"),
     (r" +", " "),
 )
 _LASTING = ("run", "tail")

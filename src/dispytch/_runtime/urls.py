@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
-from dispytch.abc import Consumer, Producer
+from dispytch._core.findings import Finding
+from dispytch.abc import Consumer, Producer, Subscription
 from dispytch.errors import ConfigurationError
 
-__all__ = ["consumer_from_url", "no_client", "observer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "diagnose", "no_client", "observer_from_url", "producer_from_url"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
@@ -70,6 +71,22 @@ def observer_from_url(url: str, name: str, *, from_start: bool = False) -> Consu
     return observer
 
 
+def diagnose(url: str, subscriptions: Sequence[Subscription], group: str | None) -> Iterator[Finding]:
+    """What a broker says when it is asked: of itself, and of what a consumer group needs. Blocking; changes nothing.
+
+    Args:
+        url: See `producer_from_url`.
+        subscriptions: What the group receives.
+        group: The consumer group; ``None`` if there is none to ask about.
+
+    Raises:
+        ConfigurationError: the transport cannot tell.
+        BrokerError: the broker cannot be reached, or refuses.
+    """
+    findings: Iterator[Finding] = _maker(url, "diagnose")(url, subscriptions, group)
+    return findings
+
+
 def no_client(given: object, kind: Literal["consumer", "producer"]) -> str:
     """What to say of something that was given in the place of a consumer or a producer."""
     if isinstance(given, str):  # not quoted, since a URL may hold a password
@@ -99,6 +116,5 @@ def _maker(url: str, name: str) -> Callable[..., Any]:
 def _found(module: Any, name: str, scheme: str) -> Callable[..., Any]:
     maker: Callable[..., Any] | None = getattr(module, name, None)
     if maker is None:
-        kind = name.partition("_")[0]
-        raise ConfigurationError(f"the transport of {scheme}:// has no {kind}s: its module defines no {name}()")
+        raise ConfigurationError(f"the transport of {scheme}:// cannot do this: its module defines no {name}()")
     return maker

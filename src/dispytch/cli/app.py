@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
-from dispytch.cli.errors import FAILURE, INTERRUPTED, CommandError, one_line
+from dispytch.cli.errors import FAILURE, INTERRUPTED, CommandError, one_line, without_passwords
 
 __all__ = ["Command", "command"]
 
@@ -18,6 +19,7 @@ _COMMANDS = {
     "emit": "Emit events, validated by their class.",
     "tail": "Show the events of a topic as they come.",
     "dead": "Look at dead letters, send them back, or drop them.",
+    "doctor": "Ask a broker how it is, and what it has of a dispatcher's.",
 }
 _EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
 
@@ -34,6 +36,12 @@ class _Lazy(click.Group):
         found: click.Command = import_module(f"dispytch.cli.{cmd_name}").command
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        with _hidden_passwords():
+            return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -47,6 +55,10 @@ class Command(click.Command):
         debug = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_note, help="Show tracebacks.")
         self.params.append(debug)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _hidden_passwords():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -59,14 +71,23 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
-        except BrokenPipeError:  # whoever read has seen enough
-            sys.stderr.close()
-            ctx.exit(FAILURE)
+        except BrokenPipeError:  # whoever read has seen enough, which click knows how to end
+            raise
         except Exception as error:
             if is_debugging(ctx):
                 raise
             click.echo(f"Error: {one_line(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CommandError) else FAILURE)
+
+
+@contextmanager
+def _hidden_passwords() -> Iterator[None]:
+    """Has click not quote the password of a URL that is in the wrong place."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = without_passwords(error.message)
+        raise
 
 
 def is_debugging(ctx: click.Context) -> bool:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from types import TracebackType
 
 from dispytch.errors import DispytchError
 
-__all__ = ["CONFIGURATION", "FAILURE", "INTERRUPTED", "USAGE", "CommandError", "UsageProblem", "one_line", "sole"]
+__all__ = [
+    "CONFIGURATION",
+    "FAILURE",
+    "INTERRUPTED",
+    "USAGE",
+    "CommandError",
+    "UsageProblem",
+    "one_line",
+    "sole",
+    "without_passwords",
+]
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 CONFIGURATION = 78
 """What a worker process exits with if starting it again would not help (EX_CONFIG); users see `FAILURE`."""
+
+
+_USER_INFO = re.compile(r"://\S*@")
 
 
 class CommandError(Exception):
@@ -39,10 +53,16 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(one_line(item) for item in error.exceptions))
     text = " ".join(str(error).split())
+    text = without_passwords(text)
     if isinstance(error, CommandError | DispytchError) and text:
         return text
     where = _place(error.__traceback__)
     return f"{type(error).__name__}{': ' if text else ''}{text}{where}; --debug shows the traceback"
+
+
+def without_passwords(text: str) -> str:
+    """A text without the users and passwords of URLs in it."""
+    return _USER_INFO.sub("://***@", text)
 
 
 def _place(found: TracebackType | None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dispytch.kafka.consumer import KafkaConsumer
+from dispytch.kafka.diagnosis import diagnose
 from dispytch.kafka.observer import KafkaObserver
 from dispytch.kafka.producer import KafkaProducer
 
-__all__ = ["consumer_from_url", "observer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "diagnose", "observer_from_url", "producer_from_url"]
 
 
 def producer_from_url(url: str) -> KafkaProducer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dispytch.errors import ConfigurationError
 from dispytch.rabbitmq.consumer import RabbitMQConsumer, RabbitMQObserver
+from dispytch.rabbitmq.diagnosis import diagnose
 from dispytch.rabbitmq.producer import RabbitMQProducer
 
-__all__ = ["consumer_from_url", "observer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "diagnose", "observer_from_url", "producer_from_url"]
 
 
 def producer_from_url(url: str) -> RabbitMQProducer:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dispytch.errors import ConfigurationError
 from dispytch.redis.consumer import RedisConsumer
+from dispytch.redis.diagnosis import diagnose
 from dispytch.redis.producer import RedisProducer
 from dispytch.redis.streams.consumer import RedisStreamConsumer
 from dispytch.redis.streams.observer import RedisStreamObserver
 from dispytch.redis.streams.producer import RedisStreamProducer
 
-__all__ = ["consumer_from_url", "observer_from_url", "producer_from_url"]
+__all__ = ["consumer_from_url", "diagnose", "observer_from_url", "producer_from_url"]
 
 
 def _is_stream(url: str) -> bool:
