@@ -11,7 +11,7 @@ import click
 
 from dispytch.cli.errors import FAILURE, INTERRUPTED, CommandError, one_line, without_passwords
 
-__all__ = ["Command", "command"]
+__all__ = ["Command", "Group", "command", "is_debugging"]
 
 _COMMANDS = {
     "run": "Run a dispatcher until a signal comes, then drain.",
@@ -24,7 +24,17 @@ _COMMANDS = {
 _EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
 
 
-class _Lazy(click.Group):
+class Group(click.Group):
+    """A group of commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        with _hidden_passwords():
+            return super().resolve_command(ctx, args)
+
+
+class _Lazy(Group):
     """Imports a command when it is run or asked for its own help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -35,12 +45,6 @@ class _Lazy(click.Group):
             return None
         found: click.Command = import_module(f"dispytch.cli.{cmd_name}").command
         return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        with _hidden_passwords():
-            return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -86,8 +90,7 @@ def _hidden_passwords() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.message = without_passwords(error.message)
-        raise
+        raise click.UsageError(without_passwords(error.format_message()), error.ctx) from None
 
 
 def is_debugging(ctx: click.Context) -> bool:

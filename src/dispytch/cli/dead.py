@@ -15,7 +15,7 @@ import click
 
 from dispytch._runtime.urls import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer
-from dispytch.cli.app import Command
+from dispytch.cli.app import Command, Group
 from dispytch.cli.brokers import broker_url
 from dispytch.cli.errors import FAILURE, CommandError, sole
 from dispytch.cli.showing import Opener, as_json, printable
@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MOST_READ = 10_000
 
 
-@click.group("dead")
+@click.group("dead", cls=Group)
 def command() -> None:
     """Look at the dead letters of a dispatcher, send them back, or drop them.
 

@@ -27,6 +27,8 @@ def load(target: str, app_dir: str, example: str) -> Any:
         UsageProblem: the string is malformed, or leads nowhere.
         CommandError: the module exists, and fails when it is imported.
     """
+    if "://" in target:  # and it is not quoted, since it may hold a password
+        raise UsageProblem(f'a URL is in the place of an import string, which is such as "{example}"')
     module_name, colon, path = target.partition(":")
     if not colon or not module_name or not path:
         raise UsageProblem(
