@@ -19,8 +19,8 @@ __all__ = [
     "Suspended",
     "Waker",
     "begin",
+    "begin_for_result",
     "finish",
-    "in_context",
     "in_event_loop",
     "running_backend",
     "was_cancelled",
@@ -210,7 +210,7 @@ def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended | None:
     return coro if hasattr(coro, "send") else steps, awaited
 
 
-def _begin_for_result(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:
+def begin_for_result(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:
     """The same; raises StopIteration with the result of a call that has returned."""
     try:
         coro: Any = call(*args)
@@ -219,17 +219,6 @@ def _begin_for_result(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspen
     if not hasattr(coro, "send"):  # another kind of awaitable
         coro = coro.__await__()
     return coro, coro.send(None)
-
-
-async def in_context(context: contextvars.Context, call: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Awaits ``call(*args)`` in a context, for a fraction of what a task costs."""
-    try:
-        suspended = context.run(_begin_for_result, call, *args)
-    except StopIteration as stop:
-        value: T = stop.value
-        return value
-    result: T = await finish(context, suspended)
-    return result
 
 
 @coroutine

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from dispytch._bridge import Suspended, begin, in_context
+from dispytch._bridge import Suspended, begin, begin_for_result, finish
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
 from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.events import Event
@@ -352,7 +352,13 @@ def wrap(call: Call, middlewares: Sequence[Middleware], is_manual: bool) -> Call
             return None
         try:
             # A middleware may call it several times, and each try has a context of its own.
-            result = await in_context(copy_context(), call, ctx)
+            context = copy_context()
+            try:
+                suspended = context.run(begin_for_result, call, ctx)
+            except StopIteration as returned:
+                result = returned.value
+            else:
+                result = await finish(context, suspended)
         except Exception as raised:
             error = raised
         except BaseException:  # a middleware may have cancelled it
