@@ -18,80 +18,76 @@ from tests.support import examples
 
 def test_prefix_advances_as_gaps_close() -> None:
     tracker = Tracker()
-    for position in (3, 4, 9, 10):
-        tracker.add(position)
+    tracker.add([3, 4])
+    tracker.add([9, 10])
     assert tracker.advance() is None
-    assert tracker.done(4)
+    tracker.done([4])
     assert tracker.advance() is None
-    assert tracker.done(3)
+    tracker.done([3])
     assert tracker.advance() == 4
     assert tracker.advance() is None
     assert (tracker.pending, len(tracker)) == (2, 2)
-    assert tracker.done(10)
+    tracker.done([10])
     assert (tracker.pending, len(tracker)) == (1, 2)
-    assert tracker.done(9)
+    tracker.done([9])
     assert (tracker.pending, len(tracker)) == (0, 0)
     assert tracker.advance() == 10
 
 
 def test_last_done_lies_behind_a_gap() -> None:
     tracker = Tracker()
-    for position in (3, 4, 9, 10):
-        tracker.add(position)
+    tracker.add([3, 4])
+    tracker.add([9, 10])
     assert tracker.last_done is None
-    assert tracker.done(9)
+    tracker.done([9])
     assert tracker.last_done == 9
-    assert tracker.done(3)
+    tracker.done([3])
     assert tracker.last_done == 9
-    assert tracker.done(4)
+    tracker.done([4])
     assert tracker.last_done is None
 
 
 def test_stale_acknowledgement_is_no_error() -> None:
     tracker = Tracker()
-    assert not tracker.done(1)
-    tracker.add(1)
-    tracker.add(2)
-    assert not tracker.done(0)
-    assert tracker.done(2)
-    assert not tracker.done(2)
-    assert tracker.done(1)
-    assert not tracker.done(1)
+    tracker.done([1])
+    tracker.add([1, 2])
+    for positions, pending in (([0], 2), ([2], 1), ([2, 2, 7], 1), ([1, 1], 0), ([1], 0)):
+        tracker.done(positions)
+        assert tracker.pending == pending
 
 
 def test_positions_must_increase() -> None:
     tracker = Tracker()
-    tracker.add(5)
+    tracker.add([5])
+    tracker.add([])
     for position in (5, 4, -1):
         with pytest.raises(ValueError, match="after 5"):
-            tracker.add(position)
-    tracker.done(5)
+            tracker.add([position, 6])
+    tracker.done([5])
     with pytest.raises(ValueError, match="after 5"):
-        tracker.add(5)
-    tracker.add(6)
+        tracker.add([5])
+    tracker.add([6])
     assert tracker.advance() == 5
 
 
 def test_positions_may_begin_at_zero() -> None:
     tracker = Tracker()
-    tracker.add(0)
-    tracker.done(0)
+    tracker.add([0])
+    tracker.done([0])
     assert tracker.advance() == 0
     with pytest.raises(ValueError, match="after 0"):
-        tracker.add(0)
+        tracker.add([0])
 
 
 def test_clear_forgets_progress_too() -> None:
     tracker = Tracker()
-    for position in (7, 8, 9):
-        tracker.add(position)
-    tracker.done(7)
-    tracker.done(9)
+    tracker.add([7, 8, 9])
+    tracker.done([7, 9])
     tracker.clear()
     assert (tracker.advance(), tracker.pending, len(tracker)) == (None, 0, 0)
-    assert not tracker.done(8)
-    tracker.add(2)
-    assert tracker.done(2)
+    tracker.done([8])
+    tracker.add([2])
+    tracker.done([2])
     assert tracker.advance() == 2
 
 
@@ -131,20 +127,21 @@ def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
         open_positions = [position for position in model.received if position not in model.complete]
         if name == "add":
             position = (model.received[-1] if model.received else 0) + number
+            positions = list(range(position, position + 7, 3))[: 1 + number % 3]  # one, or some with gaps
             if model.received and number <= 0:
                 with pytest.raises(ValueError, match="received after"):
-                    tracker.add(position)
+                    tracker.add(positions)
             else:
-                tracker.add(position)
-                model.received.append(position)
+                tracker.add(positions)
+                model.received += positions
         elif name == "done":  # one that is open if there are so many, else any number
             position = open_positions[number] if number < len(open_positions) else number
-            assert tracker.done(position) == (position in open_positions)
-            if position in open_positions:
-                model.complete.add(position)
+            positions = [position, *open_positions[number + 2 : number + 4]]
+            tracker.done(positions)
+            model.complete.update(set(positions).intersection(open_positions))
         elif name == "oldest":  # completes it, or else gaps would close too rarely
             if open_positions:
-                assert tracker.done(open_positions[0])
+                tracker.done(open_positions[:1])
                 model.complete.add(open_positions[0])
         elif name == "advance":
             advanced = tracker.advance()
@@ -160,9 +157,8 @@ def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
         assert tracker.pending == len(open_positions)
         assert len(tracker) == len(model.received) - len(model.prefix())
 
-    for position in model.received:
-        tracker.done(position)
-        model.complete.add(position)
+    tracker.done(model.received)
+    model.complete.update(model.received)
     assert tracker.advance() == model.advance()
     assert (tracker.pending, len(tracker)) == (0, 0)
 
@@ -172,11 +168,10 @@ def test_tracker_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
 def test_everything_completed_is_acknowledged(order: list[int], looks: set[int]) -> None:
     """Whatever the order of completion, and however often one asks, the ranges cover all."""
     tracker = Tracker()
-    for position in range(12):
-        tracker.add(position)
+    tracker.add(range(12))
     covered: set[int] = set()
     for n, position in enumerate(order):
-        tracker.done(position)
+        tracker.done([position])
         if n in looks and (reached := tracker.advance()) is not None:
             covered.update(range(reached + 1))
         assert covered <= set(order[: n + 1])
@@ -200,9 +195,9 @@ def cost(order: list[int]) -> int:
     sys.settrace(trace)
     try:
         for position in range(len(order)):
-            tracker.add(position)
+            tracker.add([position])
         for position in order:
-            tracker.done(position)
+            tracker.done([position])
             tracker.advance()
     finally:
         sys.settrace(before)

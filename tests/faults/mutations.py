@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dispytch import EventDispatcher
@@ -34,12 +34,10 @@ def _acknowledge_early() -> None:
 def _commit_past_gap() -> None:
     """An event that is done takes all those before it for done."""
 
-    def done(self: Tracker, position: int) -> bool:
-        if position not in self._open:
-            return False
-        self._open.remove(position)
-        self._reached = position if self._reached is None else max(position, self._reached)
-        return True
+    def done(self: Tracker, positions: Iterable[int]) -> None:
+        for position in self._open.intersection(positions):
+            self._open.remove(position)
+            self._reached = position if self._reached is None else max(position, self._reached)
 
     Tracker.done = done  # type: ignore[method-assign]  # it is a mutation
 

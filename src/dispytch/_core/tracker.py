@@ -31,15 +31,7 @@ class Tracker:
         self._order: deque[int] = deque()
         self._open: set[int] = set()
 
-    def add(self, position: int) -> None:
-        """Receive a position; ``ValueError`` if it is not greater than the one before."""
-        if self._last is not None and position <= self._last:
-            raise ValueError(f"position {position} was received after {self._last}")
-        self._last = position
-        self._order.append(position)
-        self._open.add(position)
-
-    def add_all(self, positions: Sequence[int]) -> None:
+    def add(self, positions: Sequence[int]) -> None:
         """Receive positions, which must increase; ``ValueError`` if the first is not greater than the one before."""
         if not positions:
             return
@@ -49,17 +41,7 @@ class Tracker:
         self._order.extend(positions)
         self._open.update(positions)
 
-    def done(self, position: int) -> bool:
-        """Mark a position complete; False if it is unknown or was complete already, which is no error."""
-        if position not in self._open:
-            return False
-        self._open.remove(position)
-        order = self._order
-        while order and order[0] not in self._open:
-            self._reached = order.popleft()
-        return True
-
-    def done_all(self, positions: Iterable[int]) -> None:
+    def done(self, positions: Iterable[int]) -> None:
         """Mark positions complete; those that are unknown, or were complete already, are no error."""
         still_open, order = self._open, self._order
         still_open.difference_update(positions)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from dispytch._bridge import ENDED
 from dispytch._core.context import EventHandlerContext
 from dispytch._core.envelope import CURRENT
 from dispytch._core.events import Event
@@ -27,12 +28,10 @@ _CALL = """\
 _BEGIN = """\
 def begin(ctx, opened):
     set_current(opened)
-    try:
 {fill}
-        coro = {handler}
-    except StopIteration as error:  # it must not look like a return
-        raise RuntimeError("a dependency of " + name + " raised StopIteration") from error
-    return coro, coro.send(None)
+    coro = {handler}
+    awaited = next(coro.__await__(), ended)
+    return None if awaited is ended else (coro, awaited)
 """
 
 
@@ -49,8 +48,8 @@ def generate(plan: Plan, app: Mapping[Callable[..., Any], Any], form: Literal["c
         "Event": Event,
         "read_param": read_param,
         "set_current": CURRENT.set,
+        "ended": ENDED,
         "handler": plan.func,
-        "name": plan.name,
     }
     lines: list[str] = []
     for slot, body in plan.bodies:
@@ -67,11 +66,10 @@ def generate(plan: Plan, app: Mapping[Callable[..., Any], Any], form: Literal["c
         wait = "await " if step.kind is Kind.AWAIT else ""
         lines.append(f"v{step.slot} = {wait}{_written(f'step_{step.slot}', step.call, step.args)}")
     waits = any(step.kind is Kind.AWAIT for step in plan.steps)
-    template, margin = (_CALL, 4) if form == "call" else (_BEGIN, 8)
-    source = template.format(
+    source = (_CALL if form == "call" else _BEGIN).format(
         async_="async " if plan.steps else "",
         await_="await " if plan.steps else "",
-        fill="\n".join(" " * margin + line for line in lines) or " " * margin + "pass",
+        fill="\n".join(f"    {line}" for line in lines),
         handler=_written("handler", plan.func, plan.args),
     )
     assert form == "call" or not waits  # noqa: S101 - see above

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from dispytch._bridge import Suspended, begin, in_context
+from dispytch._bridge import Suspended, begin, begin_for_result, finish
 from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
 from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.events import Event
@@ -38,7 +38,7 @@ __all__ = [
 logger = logging.getLogger("dispytch")
 
 Call = Callable[[EventHandlerContext], Awaitable[Any]]
-Begin = Callable[[EventHandlerContext, Opened | None], Suspended]
+Begin = Callable[[EventHandlerContext, Opened | None], Suspended | None]
 Values = list[Any]
 Entered = tuple[Step, Any]
 
@@ -103,14 +103,14 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], threads: Thread
 def make_begin(call: Call, plan: Plan, app: Mapping[Callable[..., Any], Any], *, has_middleware: bool) -> Begin:
     """The function that begins one try, in the context that is its own, and steps it until it waits.
 
-    What is emitted meanwhile comes from the event that it is given. The function raises StopIteration if the try has
+    What is emitted meanwhile comes from the event that it is given. The function returns ``None`` if the try has
     returned without waiting.
     """
     is_simple = inspect.iscoroutinefunction(plan.func) and all(step.kind is Kind.VALUE for step in plan.steps)
     if is_simple and not has_middleware and not plan.is_batch:
         return generate(plan, app, "begin")
 
-    def begin_call(ctx: EventHandlerContext, opened: Opened | None) -> Suspended:
+    def begin_call(ctx: EventHandlerContext, opened: Opened | None) -> Suspended | None:
         if opened is not None:
             CURRENT.set(opened)
         return begin(call, ctx)
@@ -352,7 +352,13 @@ def wrap(call: Call, middlewares: Sequence[Middleware], is_manual: bool) -> Call
             return None
         try:
             # A middleware may call it several times, and each try has a context of its own.
-            result = await in_context(copy_context(), call, ctx)
+            context = copy_context()
+            try:
+                suspended = context.run(begin_for_result, call, ctx)
+            except StopIteration as returned:
+                result = returned.value
+            else:
+                result = await finish(context, suspended)
         except Exception as raised:
             error = raised
         except BaseException:  # a middleware may have cancelled it

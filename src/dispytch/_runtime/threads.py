@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -44,12 +44,13 @@ class Threads:
         self._under_way = 0
         """Calls that wait or run, those among them that nobody waits for any more."""
         self._loop: Loop
+        self._context: Context
         self._group: TaskGroup
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """The time in which `run` may be called; threads that still run something after it are left to themselves."""
-        self._loop = Loop()
+        self._loop, self._context = Loop(), copy_context()
         async with anyio.create_task_group() as group:
             self._group = group
             try:
@@ -69,10 +70,9 @@ class Threads:
         self._under_way += 1
         if self._started < min(self._under_way, self._most):
             self._started += 1
-            self._group.start_soon(
-                partial(anyio.to_thread.run_sync, self._serve, abandon_on_cancel=True, limiter=self._room),
-                name="dispytch thread",
-            )
+            serve = partial(anyio.to_thread.run_sync, self._serve, abandon_on_cancel=True, limiter=self._room)
+            # Not in the context of the call, which holds its event, and this is there for long.
+            self._context.run(self._group.start_soon, serve, name="dispytch thread")
         self._calls.put(call)
         try:
             await call.ended.wait()

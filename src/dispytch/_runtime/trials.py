@@ -163,14 +163,13 @@ async def try_once(bound: Bound, ctx: EventHandlerContext, opened: Opened | None
     context = copy_context()
     try:
         suspended = context.run(bound.begin, ctx, opened)
-    except StopIteration:
-        pass
     except Exception as raised:
         error = raised
     except anyio.get_cancelled_exc_class() as cancelled:
         error = await from_inside(cancelled)
     else:
-        error = await rest_of_try(context, suspended)
+        if suspended is not None:
+            error = await rest_of_try(context, suspended)
     return concluded(ctx, error, bound.must_settle)
 
 

@@ -209,16 +209,15 @@ class Workers:
                     error: BaseException | None = None
                     try:
                         suspended = context.run(bound.begin, ctx, opened)
-                    except StopIteration:
-                        pass
                     except Exception as raised:
                         error = raised
                     except anyio.get_cancelled_exc_class() as cancelled:
                         self._wait_for(work)
                         error = await from_inside(cancelled)
                     else:
-                        self._wait_for(work)
-                        error = await rest_of_try(context, suspended)
+                        if suspended is not None:
+                            self._wait_for(work)
+                            error = await rest_of_try(context, suspended)
                     if ctx.said is not None or bound.must_settle:
                         error = concluded(ctx, error, bound.must_settle)
                     if error is None:

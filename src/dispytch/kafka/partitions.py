@@ -55,7 +55,7 @@ class Partition:
     def add(self, offsets: Sequence[int]) -> None:
         """Notes that events were received."""
         self.last = offsets[-1]
-        self.tracker.add_all(offsets)
+        self.tracker.add(offsets)
         if self._first is None:
             self._first = offsets[0]
 
@@ -66,7 +66,7 @@ class Partition:
 
     def done(self, offsets: Collection[int]) -> None:
         """Notes that events need nothing more."""
-        self.tracker.done_all(offsets)
+        self.tracker.done(offsets)
         if (reached := self.tracker.advance()) is not None:
             self.wanted = reached + 1
         if self.failures:

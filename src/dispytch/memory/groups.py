@@ -69,13 +69,13 @@ class Cursor:
             return [self.returned.popleft() for _ in range(min(limit, len(self.returned)))]
         first = max(self.next, self.topic.base)
         fresh = range(first, min(first + limit, self.topic.end))
-        self.tracker.add_all(fresh)
+        self.tracker.add(fresh)
         self.next = fresh.stop
         return fresh
 
     def done(self, offsets: Sequence[int]) -> None:
         """Notes that entries are acknowledged."""
-        self.tracker.done_all(offsets)
+        self.tracker.done(offsets)
         if self.failures:
             for offset in offsets:
                 self.failures.pop(offset, None)

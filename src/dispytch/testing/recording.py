@@ -209,6 +209,9 @@ class _NotingFactory(MessageFactory):
     def make(self, event: EventBase, id: str | None = None) -> Message:
         return _Noted(event, self._made_by.make(event, id))
 
+    def make_many(self, events: Sequence[EventBase]) -> list[Message]:
+        return [_Noted(event, made) for event, made in zip(events, self._made_by.make_many(events), strict=True)]
+
 
 class _Recorder(MemoryProducer):
     """Takes and refuses what the producer does in whose place it is; without one, takes routes of any transport."""
