@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from dispytch.cli.app import command as dispytch
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests.brokers import KAFKA_USERS
 from tests.kafka.helpers import Cluster
-from tests.support import CANARY, blocking_until, closed_port, unique
+from tests.support import CANARY, blocking_until, unique
 from tests.test_examples import BROKERS, url_of
 
 
@@ -41,7 +42,7 @@ class Doctor:
     def texts(self, level: str) -> list[str]:
         done = self("--json")
         found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
-        assert done.exit_code == any(finding["level"] == "problem" for finding in found), done.output
+        assert done.exit_code == 4 * any(finding["level"] == "problem" for finding in found), done.output
         return [finding["text"] for finding in found if finding["level"] == level]
 
     def begin(self) -> None:
@@ -122,18 +123,17 @@ def test_what_an_acl_of_kafka_forbids(tmp_path: Path, kafka_url: str) -> None:
         assert doctor.texts("problem")[0] == f"this user may not READ the topic {doctor.topic}; allow it by an ACL"
 
 
-@pytest.mark.parametrize("scheme", ["redis", "redis+stream", "amqp", "kafka"])
-def test_a_broker_that_is_away(scheme: str) -> None:
-    url = f"{scheme}://ada:{CANARY}@127.0.0.1:{closed_port()}"
-    done = CliRunner().invoke(dispytch, ["doctor", url])
-    assert done.exit_code == 1
+def test_a_rabbitmq_that_is_mute() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"amqp://ada:{CANARY}@127.0.0.1:{server.getsockname()[1]}?connection_timeout=0.5"
+        done = CliRunner().invoke(dispytch, ["doctor", url])
+    assert done.exit_code == 3, done.output
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert "127.0.0.1:" in line
+    assert "did not answer within 0.5 s" in line
     assert CANARY not in done.output
 
 
 def test_a_dispatcher_of_another_transport(tmp_path: Path, redis_url: str) -> None:
     done = Doctor(tmp_path, redis_url)(url="amqp://localhost")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "is of the transport of this URL (rabbitmq)" in done.stderr

@@ -22,9 +22,13 @@ def diagnose(url: str, subscriptions: Sequence[Subscription], group: str | None)
     """
     source = Source(url)
     pika = import_pika()
+    from pika.adapters.utils.connection_workflow import (
+        AMQPConnectorException,
+    )  # no AMQPError, for a broker that is mute
+
     try:
         connection = pika.BlockingConnection(source.pika_parameters("dispytch doctor"))
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         raise connect_error(error, source) from error
     try:
         told = connection._impl.server_properties or {}
