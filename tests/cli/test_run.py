@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,81 @@ def test_a_factory_and_logs_as_json(folder: Path) -> None:
     assert {"time", "message", "pid"} <= lines[-1].keys()
 
 
+_CONFIG: dict[str, Any] = {
+    "version": 1,
+    "formatters": {"own": {"format": "own %(levelname)s %(message)s"}},
+    "handlers": {"file": {"class": "logging.FileHandler", "filename": "own.log", "formatter": "own"}},
+    "loggers": {"dispytch": {"level": "INFO", "handlers": ["file"]}},
+}
+_INI = """
+[loggers]
+keys = root
+[handlers]
+keys = file
+[formatters]
+keys = own
+[logger_root]
+level = INFO
+handlers = file
+[handler_file]
+class = FileHandler
+args = ("own.log",)
+formatter = own
+[formatter_own]
+format = own %(levelname)s %(message)s
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("name", "text"), [("logs.json", json.dumps(_CONFIG)), ("logs.ini", _INI)])
+def test_logs_as_a_file_says(folder: Path, name: str, text: str, workers: str) -> None:
+    (folder / name).write_text(text)
+    log = folder / "own.log"
+    with running(folder, "run", "app:dispatcher", "--log-config", name, "--workers", workers) as one:
+        blocking_until(
+            lambda: log.exists() and log.read_text().count("own INFO The dispatcher is ready") == int(workers)
+        )
+        one.signal(signal.SIGTERM)
+        assert one.code() == 0
+    assert "SIGTERM: draining" in log.read_text()
+    assert not one.said  # what the file replaces
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.json", "{", "it is no JSON: Expecting property name"),
+        ("a.json", "[]", "it holds a list and no object"),
+        ("a.json", "{}", "dictionary doesn't specify a version"),
+        (
+            "a.json",
+            json.dumps({**_CONFIG, "handlers": {"file": {"class": "logging.Absent"}}}),
+            "Unable to configure handler 'file'; Cannot resolve 'logging.Absent'",
+        ),
+        ("a.ini", "nonsense", "nonsense"),
+        ("a.ini", "[loggers]\nkeys = root\n", "KeyError: 'formatters'"),
+        ("a.yaml", "version: 1", "it is YAML; write it as JSON or INI"),
+    ],
+)
+def test_a_logging_configuration_that_is_wrong(folder: Path, name: str, text: str, reason: str) -> None:
+    (folder / name).write_text(text)
+    done = run(folder, "run", "app:dispatcher", "--log-config", name)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: the logging configuration {name} cannot be used: ")
+    assert reason in line
+
+
+def test_a_logging_configuration_that_is_not_there_or_wrong_for_workers(folder: Path) -> None:
+    done = run(folder, "run", "app:dispatcher", "--log-config", "absent.json")
+    assert done.returncode == 2
+    assert "'absent.json' does not exist" in done.stderr
+    (folder / "a.json").write_text("{}")
+    done = run(folder, "run", "app:dispatcher", "--log-config", "a.json", "--workers", "2")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
 BROKEN = {
     "format": ("app", 2, 'Import string "app" must be in format "<module>:<attribute>"'),
     "a file": ("./app.py:dispatcher", 2, '"./app.py" is a file; name its module instead: "app:dispatcher"'),
@@ -58,10 +134,10 @@ BROKEN = {
     "no attribute": ("app:dispatch", 2, "it has the dispatcher dispatcher"),
     "no dispatcher": ("app:number", 2, "is no EventDispatcher (its type is int)"),
     "no factory": ("app:make", 2, "add --factory"),
-    "needs another": ("needy:dispatcher", 1, "No module named 'absent_package'"),
-    "raises": ("raising:dispatcher", 1, "ValueError: out of luck"),
+    "needs another": ("needy:dispatcher", 2, "No module named 'absent_package'"),
+    "raises": ("raising:dispatcher", 2, "ValueError: out of luck"),
     "declared wrong": ("wrong:dispatcher", 1, "no handler is registered"),
-    "unreachable": ("unreachable:dispatcher", 1, "127.0.0.1:1"),
+    "unreachable": ("unreachable:dispatcher", 3, "127.0.0.1:1"),
 }
 
 
@@ -96,7 +172,7 @@ def test_errors_are_one_line_that_says_what_to_do(folder: Path, name: str, worke
 def test_debug_shows_the_traceback(folder: Path) -> None:
     (folder / "raising.py").write_text("raise ValueError('out of luck')")
     done = run(folder, "run", "raising:dispatcher", "--debug")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert 'raising.py", line 1' in done.stderr
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dispytch.cli.errors import UsageProblem
 
 __all__ = ["FORMATS", "LEVELS", "configure"]
 
@@ -32,7 +38,7 @@ class _JSONFormatter(logging.Formatter):
         return json.dumps(found, ensure_ascii=False, default=str)
 
 
-def configure(format: str, level: str, worker: str = "") -> None:
+def configure(format: str, level: str, worker: str = "", config: str | None = None) -> None:
     """Has everything that the program logs go to standard error.
 
     A program that configures logging itself, when it is imported, replaces this.
@@ -41,6 +47,10 @@ def configure(format: str, level: str, worker: str = "") -> None:
         format: One of `FORMATS`.
         level: One of `LEVELS`.
         worker: Which worker process this is, for the text.
+        config: A file that says all of it, in the place of the others.
+
+    Raises:
+        UsageProblem: the file cannot be used.
     """
     handler = logging.StreamHandler(sys.stderr)
     if format == "json":
@@ -49,3 +59,38 @@ def configure(format: str, level: str, worker: str = "") -> None:
         prefix = f"[{worker}] " if worker else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {prefix}%(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if config is None:
+        return
+    try:
+        _apply(Path(config))
+    except Exception as error:  # the file names classes, and they raise what they like
+        raise UsageProblem(
+            f"the logging configuration {config} cannot be used: {'; '.join(_reasons(error))}; correct it, as "
+            "docs.python.org/3/library/logging.config.html has it"
+        ) from error
+    logging.getLogger().removeHandler(handler)  # it is there still if the file does not speak of the root
+
+
+def _apply(file: Path) -> None:
+    kind = file.suffix.lower()
+    if kind in (".yaml", ".yml"):
+        raise ValueError("it is YAML; write it as JSON or INI")
+    # Loggers that exist are kept unless the file says otherwise: ours do, and would fall silent.
+    if kind != ".json":
+        logging.config.fileConfig(file, disable_existing_loggers=False)
+        return
+    try:
+        given: Any = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"it holds a {type(given).__name__} and no object")
+    logging.config.dictConfig({"disable_existing_loggers": False, **given})
+
+
+def _reasons(error: BaseException | None) -> Iterator[str]:
+    """What went wrong, and why: logging.config wraps the error that helps."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        yield text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+        error = error.__cause__

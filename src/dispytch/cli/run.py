@@ -29,6 +29,11 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 @click.option("--app-dir", type=_FOLDER, default=".", show_default=True, help="Where modules are looked for first.")
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@click.option(
+    "--log-config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A file of logging.config, JSON or INI, in the place of the two above.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -40,12 +45,14 @@ def command(
     app_dir: str,
     log_format: str,
     log_level: str,
+    log_config: str | None,
 ) -> None:
     """Run the dispatcher MODULE:DISPATCHER until SIGINT or SIGTERM comes.
 
     The first signal drains: nothing more is fetched, what is in flight finishes. A second one cancels it.
     """
-    options = RunOptions(target, app_dir, factory, loop, log_format, log_level, is_debugging(ctx), workers)
+    debug = is_debugging(ctx)
+    options = RunOptions(target, app_dir, factory, loop, log_format, log_level, debug, workers, log_config=log_config)
     if workers > 1 or reload:
         from dispytch.cli.supervisor import Supervisor
 

@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from dispytch._runtime.dispatcher import EventDispatcher, loop_options
-from dispytch.cli.errors import CONFIGURATION, FAILURE, CommandError, one_line, sole
+from dispytch.cli.errors import CONFIGURATION, FAILURE, CommandError, exit_code, one_line, sole
 from dispytch.cli.loading import load_dispatcher
 from dispytch.cli.logs import configure
 from dispytch.errors import ConfigurationError
@@ -32,7 +32,7 @@ class RunOptions:
         app_dir: Where modules are looked for first.
         factory: It names a function that makes the dispatcher.
         loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
-        log_format, log_level: See `dispytch.cli.logs.configure`.
+        log_format, log_level, log_config: See `dispytch.cli.logs.configure`.
         debug: Whether tracebacks are shown.
         workers: How many processes run the same.
         worker: The number of this one, from 1; 0 for the only process.
@@ -47,6 +47,7 @@ class RunOptions:
     debug: bool
     workers: int = 1
     worker: int = 0
+    log_config: str | None = None
 
 
 class Stop:
@@ -86,7 +87,7 @@ def serve(options: RunOptions) -> int:
     Raises:
         CommandError, DispytchError: it cannot be loaded or started, or a broker ended it.
     """
-    configure(options.log_format, options.log_level, str(options.worker or ""))
+    configure(options.log_format, options.log_level, str(options.worker or ""), options.log_config)
     dispatcher = load_dispatcher(options.target, options.app_dir, options.factory)
     if options.workers > 1:
         _warn_of_repeats(dispatcher, options.workers)
@@ -123,8 +124,8 @@ def report(error: BaseException, options: RunOptions) -> int:
         if trace is not None:
             logger.critical("The traceback of the error below:", exc_info=trace)
         print(f"Error: {one_line(error)}", file=sys.stderr)
-    if isinstance(error, CommandError) and error.exit_code != FAILURE:
-        return error.exit_code
+    if (code := exit_code(error)) != FAILURE:
+        return code
     return CONFIGURATION if isinstance(error, CommandError | ConfigurationError) else FAILURE
 
 

@@ -107,7 +107,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code."""
-        configure(self._options.log_format, self._options.log_level)
+        configure(self._options.log_format, self._options.log_level, config=self._options.log_config)
         with self._woken_by_signals() as wakeup:
             count = len(self._workers)
             logger.info(
