@@ -93,7 +93,7 @@ def test_what_is_right_is_shown_without_secrets(tmp_path: Path) -> None:
 
 def test_each_problem_is_a_line(tmp_path: Path) -> None:
     done = check(tmp_path, _BAD)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     first, second, last = done.stderr.splitlines()
     assert "pattern: 'orders.*' is a pattern, and Redis Streams have none" in first
     assert "elsewhere: no consumer of the dispatcher (RedisStreamConsumer) can serve" in second
@@ -107,14 +107,14 @@ def test_each_problem_is_a_line(tmp_path: Path) -> None:
 )
 def test_problems_of_the_whole(tmp_path: Path, attribute: str, text: str) -> None:
     done = check(tmp_path, _BAD, attribute)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     assert text in done.stderr
     assert "1 problem in" in done.stderr
 
 
 def test_a_program_that_fails_to_register(tmp_path: Path) -> None:
     done = check(tmp_path, f"{_GOOD}\n@dispatcher.handler(topic='orders')\ndef bad(unknown: int) -> None: ...\n")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: Could not import module")
     assert "unknown" in line

@@ -204,15 +204,15 @@ def test_a_topic_that_was_mistyped_is_not_created(broker: str, request: pytest.F
     for _ in range(2):
         done = CliRunner().invoke(dispytch, ["dead", "list", url, topic, "--idle", "0.3"])
         assert done.exit_code == 1
-        assert topic in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert topic in line
+        assert "check its name" in line
+        assert "declare" not in line  # there is no such option
 
 
-@pytest.mark.parametrize("scheme", ["redis", "redis+stream", "amqp", "kafka"])
-def test_what_cannot_be_reached_or_has_no_letters(scheme: str) -> None:
-    url = f"{scheme}://ada:{CANARY}@127.0.0.1:{closed_port()}"
-    done = CliRunner().invoke(dispytch, ["dead", "list", url, "orders.dead"])
-    assert done.exit_code == 1
+def test_what_has_no_letters() -> None:
+    done = CliRunner().invoke(dispytch, ["dead", "list", f"redis://ada:{CANARY}@127.0.0.1:{closed_port()}", "orders"])
+    assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert ("receives no dead letters" in line) == (scheme == "redis")
+    assert "receives no dead letters" in line
     assert CANARY not in done.output

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from dispytch.cli.app import command as dispytch
 from tests.cli.support import command, environment, read_all
-from tests.support import CANARY, closed_port, unique
+from tests.support import CANARY, unique
 
 _EVENTS = """
 from datetime import date
@@ -134,16 +134,6 @@ def test_what_is_wrong_is_one_line(emit: Emitting, name: str, fields: list[str],
     assert line.startswith("Error: ")
     assert text in line
     assert not emit.emitted
-
-
-@pytest.mark.parametrize("scheme", ["redis", "redis+stream", "amqp", "kafka"])
-def test_a_broker_that_is_away_is_said_without_its_password(emit: Emitting, scheme: str) -> None:
-    port = closed_port()
-    done = emit("Ordered", "number=1", "--timeout", "3", to=f"{scheme}://ada:{CANARY}@127.0.0.1:{port}")
-    assert done.exit_code == 1
-    (line,) = done.stderr.splitlines()
-    assert str(port) in line
-    assert CANARY not in line
 
 
 @pytest.mark.parametrize(

@@ -126,12 +126,11 @@ def test_what_is_not_json_is_shown_as_bytes(tmp_path: Path, kafka_url: str) -> N
 @pytest.mark.parametrize(
     ("scheme", "topic", "options", "code", "text"),
     [
-        ("redis+stream", "orders.*", [], 1, "is a pattern, and Redis Streams have none"),
-        ("redis", "orders", ["--from-start"], 1, "Redis Pub/Sub keeps nothing"),
-        ("amqp", "orders", ["--from-start"], 1, "RabbitMQ gives a queue what is published after"),
+        ("redis+stream", "orders.*", [], 2, "is a pattern, and Redis Streams have none"),
+        ("redis", "orders", ["--from-start"], 2, "Redis Pub/Sub keeps nothing"),
+        ("amqp", "orders", ["--from-start"], 2, "RabbitMQ gives a queue what is published after"),
         ("memory", "orders", [], 2, "memory:// is within one process"),
-        ("nats", "orders", [], 1, "no transport has the URL scheme 'nats'"),
-        *((scheme, "orders", [], 1, "127.0.0.1:") for scheme in ("redis", "redis+stream", "amqp", "kafka")),
+        ("nats", "orders", [], 2, "no transport has the URL scheme 'nats'"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -149,6 +148,8 @@ def test_a_topic_that_is_missing(tmp_path: Path, kafka_url: str) -> None:
     done = run(tmp_path, "tail", kafka_url, topic)
     assert done.returncode == 1
     assert topic in done.stderr
+    assert f"--create --topic {topic}`; or check its name" in done.stderr
+    assert "declare" not in done.stderr
     assert not Cluster(kafka_url).exists(topic)
 
 

@@ -15,5 +15,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("click", "rich"):
             raise
-        sys.exit('Error: the command line is an extra; install it with: pip install "dispytch[cli]"')
+        print('Error: the command line is an extra; install it with: pip install "dispytch[cli]"', file=sys.stderr)
+        sys.exit(2)  # as for everything that cannot be imported
     command(prog_name="dispytch")

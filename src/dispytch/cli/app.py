@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dispytch.cli.errors import FAILURE, INTERRUPTED, CommandError, one_line, without_passwords
+from dispytch.cli.errors import FAILURE, INTERRUPTED, exit_code, one_line, without_passwords
 
 __all__ = ["Command", "Group", "command", "is_debugging"]
 
@@ -21,7 +21,10 @@ _COMMANDS = {
     "dead": "Look at dead letters, send them back, or drop them.",
     "doctor": "Ask a broker how it is, and what it has of a dispatcher's.",
 }
-_EPILOG = "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, 130 interrupted."
+_EPILOG = (
+    "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong or the program cannot be imported, 3 the broker "
+    "cannot be reached, 4 a check failed, 130 or 143 ended by a signal."
+)
 
 
 class Group(click.Group):
@@ -81,7 +84,7 @@ class Command(click.Command):
             if is_debugging(ctx):
                 raise
             click.echo(f"Error: {one_line(error)}", err=True)
-            ctx.exit(error.exit_code if isinstance(error, CommandError) else FAILURE)
+            ctx.exit(exit_code(error))
 
 
 @contextmanager

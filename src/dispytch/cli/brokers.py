@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-__all__ = ["broker_url"]
+from dispytch.cli.errors import CommandError, UsageProblem, exit_code
+from dispytch.errors import ConfigurationError, DispytchError, MissingExtraError
+
+__all__ = ["advising", "broker_url", "declaring"]
+
+_ADVICE = {
+    ", or leave out declare=False": "; or check its name",
+    "declare it, or allow declare=True": "check its name, or start the dispatcher that makes it",
+}
+"""Advice of transports for programs, and what can be done on a command line, whose consumers declare nothing."""
 
 
 def broker_url(value: str) -> str:
@@ -30,3 +41,30 @@ def broker_url(value: str) -> str:
             "a broker's URL begins with its scheme, as in redis://localhost:6379; env:NAME takes one from there"
         )
     return value
+
+
+@contextmanager
+def declaring() -> Iterator[None]:
+    """What a client refuses meanwhile, before it has asked a broker, is wrong on the command line."""
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ConfigurationError as error:
+        raise UsageProblem(str(error)) from error
+
+
+@contextmanager
+def advising() -> Iterator[None]:
+    """Errors about what is not there say what can be done on a command line."""
+    try:
+        yield
+    except DispytchError as error:
+        text = str(error)
+        for ours, theirs in _ADVICE.items():
+            text = text.replace(ours, theirs)
+        if text == str(error):
+            raise
+        failure = CommandError(text)
+        failure.exit_code = exit_code(error)
+        raise failure from error

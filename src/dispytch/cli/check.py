@@ -13,7 +13,7 @@ import anyio.lowlevel
 import click
 
 from dispytch.cli.app import Command
-from dispytch.cli.errors import FAILURE
+from dispytch.cli.errors import CHECK_FAILED
 from dispytch.cli.loading import load_dispatcher
 from dispytch.errors import ConfigurationError
 
@@ -41,7 +41,7 @@ def command(ctx: click.Context, target: str, factory: bool, app_dir: str) -> Non
     """Check the dispatcher MODULE:DISPATCHER as far as that goes without a network.
 
     Shows its handlers and how its consumers are configured. Each problem is a line on standard error, and the exit code
-    is 1 if there is one.
+    is 4 if there is one.
     """
     with _warnings() as warnings:
         dispatcher = load_dispatcher(target, app_dir, factory)
@@ -54,7 +54,7 @@ def command(ctx: click.Context, target: str, factory: bool, app_dir: str) -> Non
         click.echo(f"Error: {text}", err=True)
     if problems:
         click.echo(f"{_count(len(problems), 'problem')} in {target}", err=True)
-        ctx.exit(FAILURE)
+        ctx.exit(CHECK_FAILED)
     handlers = len({id(bound.handler) for one in wired for bound in one.bound})
     click.echo(f"ok: {_count(handlers, 'handler')} on {_count(len(wired), 'consumer')}")
 

@@ -16,7 +16,7 @@ import click
 from dispytch._runtime.urls import consumer_from_url, producer_from_url
 from dispytch.abc import Consumer
 from dispytch.cli.app import Command, Group
-from dispytch.cli.brokers import broker_url
+from dispytch.cli.brokers import advising, broker_url, declaring
 from dispytch.cli.errors import FAILURE, CommandError, sole
 from dispytch.cli.showing import Opener, as_json, printable
 from dispytch.deadletters import DeadLetters, Letter, Progress, Report
@@ -257,17 +257,19 @@ def _is_agreed(question: str) -> bool:
 def _run(
     url: str, topic: str, group: str, idle: float, work: Callable[[DeadLetters], Awaitable[T]]
 ) -> tuple[T, Opener]:
-    consumer = _consumer(url, group)
-    dead = DeadLetters(consumer, topic, producer_from_url(url), idle=idle, window=_MOST_READ)
+    with declaring():
+        consumer = _consumer(url, group)
+        dead = DeadLetters(consumer, topic, producer_from_url(url), idle=idle, window=_MOST_READ)
 
     async def main() -> T:
         async with dead:
             return await work(dead)
 
-    try:
-        return anyio.run(main), Opener(consumer)
-    except BaseExceptionGroup as error:
-        raise sole(error) from None
+    with advising():
+        try:
+            return anyio.run(main), Opener(consumer)
+        except BaseExceptionGroup as error:
+            raise sole(error) from None
 
 
 def _consumer(url: str, group: str) -> Consumer:

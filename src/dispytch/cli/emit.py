@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from dispytch import EventBase, producer_from_url
 from dispytch.abc import Receipt
 from dispytch.cli.app import Command
-from dispytch.cli.brokers import broker_url
-from dispytch.cli.errors import CommandError, UsageProblem
+from dispytch.cli.brokers import broker_url, declaring
+from dispytch.cli.errors import CommandError, UsageProblem, exit_code
 from dispytch.cli.loading import load
 from dispytch.errors import DispytchError, EmitManyError
 from dispytch.sync import EventEmitter
@@ -62,7 +62,9 @@ def command(
         raise UsageProblem(f'"{target}" is no event class (its type is {type(kind).__name__}); name an EventBase')
     event = None if fields == ("-",) else _validated(kind, _given(fields), UsageProblem)
     # Blocking, since standard input is: a thread that waits for it could not be left at Ctrl-C.
-    with EventEmitter(producer_from_url(url), source=source, timeout=timeout) as emitter:
+    with declaring():
+        producer = producer_from_url(url)
+    with EventEmitter(producer, source=source, timeout=timeout) as emitter:
         if event is None:
             _emit_lines(kind, emitter, is_json)
         else:
@@ -166,10 +168,12 @@ def _emit_chunk(
     except EmitManyError as error:
         good = sum(isinstance(result, Receipt) for result in error.results)
         first = next(n for n, result in enumerate(error.results) if isinstance(result, DispytchError))
-        raise CommandError(
+        failure = CommandError(
             f"line {numbers[first]}: {error.results[first]}; {_emitted(before + good)}, and {len(events) - good} of "
             f"the lines {numbers[0]} to {numbers[-1]} are not confirmed"
-        ) from error
+        )
+        failure.exit_code = exit_code(error)
+        raise failure from error
     if is_json:
         for receipt in receipts:
             _show(receipt, is_json)

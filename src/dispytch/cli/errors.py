@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
 
-from dispytch.errors import DispytchError
+from dispytch.errors import BrokerUnreachableError, DispytchError, EmitManyError, MissingExtraError
 
 __all__ = [
+    "CHECK_FAILED",
     "CONFIGURATION",
     "FAILURE",
     "INTERRUPTED",
+    "UNREACHABLE",
     "USAGE",
+    "CheckFailed",
     "CommandError",
     "UsageProblem",
+    "exit_code",
     "one_line",
     "sole",
     "without_passwords",
 ]
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, USAGE, UNREACHABLE, CHECK_FAILED, INTERRUPTED = 1, 2, 3, 4, 130
 CONFIGURATION = 78
 """What a worker process exits with if starting it again would not help (EX_CONFIG); users see `FAILURE`."""
 
@@ -35,9 +40,32 @@ class CommandError(Exception):
 
 
 class UsageProblem(CommandError):
-    """The command line is wrong."""
+    """The command line is wrong, or what it names cannot be imported."""
 
     exit_code = USAGE
+
+
+class CheckFailed(CommandError):
+    """The dispatcher was looked at, and something is wrong with it."""
+
+    exit_code = CHECK_FAILED
+
+
+def exit_code(error: BaseException) -> int:
+    """What the command exits with because of an error; for a group, if all in it agree."""
+    parts: Sequence[object] = ()
+    if isinstance(error, BaseExceptionGroup):
+        parts = error.exceptions
+    elif isinstance(error, EmitManyError):
+        parts = error.results
+    codes = {exit_code(item) for item in parts if isinstance(item, BaseException)}
+    if codes:
+        return codes.pop() if len(codes) == 1 else FAILURE
+    if isinstance(error, CommandError):
+        return error.exit_code
+    if isinstance(error, BrokerUnreachableError):
+        return UNREACHABLE
+    return USAGE if isinstance(error, MissingExtraError) else FAILURE
 
 
 def sole(error: BaseException) -> BaseException:

@@ -9,8 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from dispytch._runtime.dispatcher import EventDispatcher
-from dispytch.cli.errors import CommandError, UsageProblem, one_line
-from dispytch.errors import DispytchError
+from dispytch.cli.errors import UsageProblem, one_line
 
 __all__ = ["load", "load_dispatcher"]
 
@@ -24,8 +23,7 @@ def load(target: str, app_dir: str, example: str) -> Any:
         example: A right one, for messages.
 
     Raises:
-        UsageProblem: the string is malformed, or leads nowhere.
-        CommandError: the module exists, and fails when it is imported.
+        UsageProblem: the string is malformed, or leads nowhere, or the module fails when it is imported.
     """
     if "://" in target:  # and it is not quoted, since it may hold a password
         raise UsageProblem(f'a URL is in the place of an import string, which is such as "{example}"')
@@ -53,7 +51,7 @@ def load_dispatcher(target: str, app_dir: str, is_factory: bool) -> EventDispatc
     """The dispatcher that an import string names, or that the factory makes which it names.
 
     Raises:
-        UsageProblem, CommandError: see `load`; or what was found is no dispatcher, or the factory fails.
+        UsageProblem: see `load`; or what was found is no dispatcher, or the factory fails.
     """
     found = load(target, app_dir, "app:dispatcher")
     if is_factory:
@@ -65,7 +63,7 @@ def load_dispatcher(target: str, app_dir: str, is_factory: bool) -> EventDispatc
         try:
             found = found()
         except Exception as error:
-            raise CommandError(f'the factory "{target}" failed: {one_line(error)}') from error
+            raise UsageProblem(f'the factory "{target}" failed: {one_line(error)}') from error
     if isinstance(found, EventDispatcher):
         return found
     kind = type(found).__name__
@@ -91,14 +89,12 @@ def _module(name: str, folder: str) -> ModuleType:
                 f'Could not import module "{name}": there is no {path}.py or {path}/ in {folder}; run this where it '
                 "is, or name the folder with --app-dir"
             ) from None
-        raise CommandError(
+        raise UsageProblem(
             f'Could not import module "{name}", since it needs another: {error}; install that, or correct the import; '
             "--debug shows the traceback"
         ) from error
-    except DispytchError as error:
-        raise CommandError(f'Could not import module "{name}": {one_line(error)}') from error
     except Exception as error:
-        raise CommandError(f'Could not import module "{name}": {one_line(error)}') from error
+        raise UsageProblem(f'Could not import module "{name}": {one_line(error)}') from error
 
 
 def _others(found: Any) -> str:

@@ -14,7 +14,7 @@ from dispytch._core.patterns import Matcher, Pattern
 from dispytch._runtime.urls import observer_from_url
 from dispytch.abc import Consumer, Delivery, EventSubscription, Outcome, Settlement, Subscription
 from dispytch.cli.app import Command
-from dispytch.cli.brokers import broker_url
+from dispytch.cli.brokers import advising, broker_url, declaring
 from dispytch.cli.errors import UsageProblem, sole
 from dispytch.cli.showing import Opener, as_json, pretty
 from dispytch.errors import BrokerUnreachableError
@@ -41,7 +41,9 @@ def command(
     TOPIC may be a pattern, where the broker has patterns: {name} and * match one segment, # any number. Nobody else
     misses what is shown here.
     """
-    consumer = observer_from_url(url, f"dispytch-tail-{uuid4().hex[:12]}", from_start=from_start)
+    with declaring():
+        consumer = observer_from_url(url, f"dispytch-tail-{uuid4().hex[:12]}", from_start=from_start)
+        subscription = _subscription(consumer, topic)
     opener = Opener(consumer)
     left = [limit]
 
@@ -53,19 +55,23 @@ def command(
                 left[0] -= 1
         return left[0] == 0
 
-    try:
-        code = anyio.run(partial(_follow, consumer, topic, show))
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
+    with advising():
+        try:
+            code = anyio.run(partial(_follow, consumer, subscription, show))
+        except BaseExceptionGroup as group:
+            raise sole(group) from None
     ctx.exit(code)
 
 
-async def _follow(consumer: Consumer, topic: str, show: Callable[[Delivery], bool]) -> int:
-    """Shows deliveries until enough are shown, or a signal comes; returns the exit code."""
+def _subscription(consumer: Consumer, topic: str) -> Subscription:
     declared = consumer.subscription_for(EventSubscription(topic))
     if not isinstance(declared, EventSubscription):
         raise UsageProblem(f"{type(consumer).__name__} cannot receive from {topic!r}")
-    subscription = Subscription(Pattern.parse(declared.pattern, declared.delimiter), declared)
+    return Subscription(Pattern.parse(declared.pattern, declared.delimiter), declared)
+
+
+async def _follow(consumer: Consumer, subscription: Subscription, show: Callable[[Delivery], bool]) -> int:
+    """Shows deliveries until enough are shown, or a signal comes; returns the exit code."""
     code = 0
     async with anyio.create_task_group() as group:
 
@@ -79,7 +85,7 @@ async def _follow(consumer: Consumer, topic: str, show: Callable[[Delivery], boo
         group.start_soon(await_signal)
         try:
             await consumer.start([subscription])
-            click.echo(f"Waiting for events of {topic}; Ctrl-C ends.", err=True)
+            click.echo(f"Waiting for events of {subscription.pattern.source}; Ctrl-C ends.", err=True)
             await _show_all(consumer, subscription, show)
             group.cancel_scope.cancel()
         finally:
