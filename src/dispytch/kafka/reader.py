@@ -45,7 +45,7 @@ _SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
 _DEAD_LETTER_BYTES = "10485760"
 
-OWN_SETTINGS = {
+OWN_SETTINGS: dict[str, str | bool] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "earliest",
