@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,12 +247,15 @@ def drop(
 
 
 def _is_agreed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        raise CommandError("nobody answered, and nothing was dropped; give --yes where nobody can") from None
+    # `click.confirm` loses a Ctrl-C that comes while it asks, and then waits on.
+    while True:
+        click.echo(f"{question} [y/N]: ", nl=False, err=True)
+        answer = sys.stdin.readline()
+        if not answer:
+            raise CommandError("nobody answered, and nothing was dropped; give --yes where nobody can")
+        if (word := answer.strip().lower()) in ("y", "yes", "n", "no", ""):
+            return word in ("y", "yes")
+        click.echo("Answer y or n.", err=True)
 
 
 def _run(
