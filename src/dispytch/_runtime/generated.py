@@ -29,9 +29,9 @@ _BEGIN = """\
 def begin(ctx, opened):
     set_current(opened)
 {fill}
-    coro = {handler}
-    awaited = next(coro.__await__(), ended)
-    return None if awaited is ended else (coro, awaited)
+    steps = {handler}.__await__()
+    awaited = next(steps, ended)
+    return None if awaited is ended else (steps, awaited)
 """
 
 
