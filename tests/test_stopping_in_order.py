@@ -80,3 +80,27 @@ async def test_what_waits_for_a_batch_is_handled_before_what_has_overtaken_it(
         gate.set()
     # 2 lies before 3 and 4, which are handled; 5 behind all of them. If 0 comes again, then so does 2, after it.
     assert batches == [[0, 1], [3, 4]] + ([] if fails else [[2]])
+
+
+async def test_what_is_being_acknowledged_has_overtaken_what_waits(broker: MemoryBroker) -> None:
+    consumer = InOrder(broker)
+    dispatcher = EventDispatcher(consumer)
+    gate = anyio.Event()
+    handled: list[int] = []
+
+    @dispatcher.handler(Click)
+    async def single(event: Event[Click]) -> None:
+        if event.body.n == 0:
+            await gate.wait()
+        handled.append(event.body.n)
+
+    await emit(broker, *clicks("aab"))
+    async with dispatcher.lifespan():
+        await until(lambda: handled == [2] and dispatcher.health().queued == 1)
+        await anyio.wait_all_tasks_blocked()  # by now the acknowledgement of 2 is on its way
+        dispatcher.request_stop()
+        await until(lambda: consumer.begun is not None)
+        gate.set()
+        consumer.may_settle.set()
+    assert consumer.begun == [0, 2]
+    assert handled == [2, 0, 1]
