@@ -538,6 +538,21 @@ def decorated(func: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def decorated_by_name(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The signature is that of what it wraps, though it takes nothing by place itself."""
+
+    @wraps(func)
+    async def wrapper(**kwargs: Any) -> Any:
+        return await func(**kwargs)
+
+    return wrapper
+
+
+@decorated_by_name
+async def under_a_decorator_by_name(event: Event[Order]) -> None:
+    CLASS_SEEN.append(event.body.number)
+
+
 @decorated
 async def under_a_decorator(event: Event[Order]) -> None:
     CLASS_SEEN.append(event.body.number)
@@ -561,6 +576,7 @@ async def under_a_decorator(event: Event[Order]) -> None:
         lambda service: Process,
         lambda service: ProcessData,
         lambda service: under_a_decorator,
+        lambda service: under_a_decorator_by_name,
     ],
     ids=[
         "method",
@@ -577,6 +593,7 @@ async def under_a_decorator(event: Event[Order]) -> None:
         "class",
         "dataclass",
         "decorated",
+        "decorated, by name only",
     ],
 )
 async def test_any_callable_can_be_a_handler(make: Callable[[Service], Any]) -> None:

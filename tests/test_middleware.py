@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import anyio
@@ -82,6 +82,42 @@ class AtOnce(RetryPolicy):
     def next_delay(self, failures: int, error: Exception) -> float | None:
         self.asked.append((failures, type(error).__name__))
         return 0.0 if failures <= self.retries else None
+
+
+class Guarded(Coroutine[Any, Any, Any]):
+    """A coroutine around another, as libraries make them for what is both awaited and entered."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
+        self.inner = inner
+
+    def send(self, value: Any) -> Any:
+        return self.inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.inner.throw(*error)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return (yield from self.inner.__await__())
+
+
+@pytest.mark.anyio
+async def test_what_a_middleware_returns_may_be_any_coroutine(broker: MemoryBroker, log: list[str]) -> None:
+    class Wrapping(Note):
+        def dispatch(self, ctx: EventHandlerContext, call_next: NextCall) -> Any:
+            return Guarded(super().dispatch(ctx, call_next))
+
+    dispatcher = dispatcher_on(broker, middlewares=[Wrapping(log, "guarded")])
+
+    @dispatcher.handler(Sent)
+    async def handler() -> None:
+        await anyio.sleep(0.001)
+        log.append("handler")
+
+    await handle(dispatcher, Sent())
+    assert log == ["+guarded", "handler", "-guarded"]
 
 
 # --- levels

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher, EventEmitter
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
+from tests.helpers import dispatcher_on, handle
 
 pytestmark = pytest.mark.anyio
 
@@ -86,3 +90,29 @@ async def test_what_waits_for_a_thread_at_the_end_of_the_drain_is_not_begun() ->
     async with dispatcher.lifespan():
         await dispatcher.idle()
     assert len(begun) == 3
+
+
+@pytest.mark.parametrize("there", [0, 1, 2])
+async def test_without_a_thread_left_those_that_are_there_make_the_calls_or_they_fail(
+    monkeypatch: pytest.MonkeyPatch, there: int
+) -> None:
+    broker = MemoryBroker()
+    dispatcher = dispatcher_on(broker, concurrency=4)
+    seen, left = list[int](), there
+    run_sync = anyio.to_thread.run_sync
+
+    async def run_in_one_of_few(func: Callable[[], Any], **options: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        return await run_sync(func, **options)
+
+    @dispatcher.handler(Tick)
+    def note(event: Event[Tick]) -> None:
+        seen.append(event.body.n)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run_in_one_of_few)
+    await handle(dispatcher, *[Tick(n=n) for n in range(5)])
+    assert sorted(seen) == (list(range(5)) if there else [])
+    assert len(broker.dead_letters) == (0 if there else 5)

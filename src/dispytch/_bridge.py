@@ -207,7 +207,7 @@ def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended | None:
     awaited = next(steps, ENDED)
     if awaited is ENDED:
         return None
-    return coro if hasattr(coro, "send") else steps, awaited
+    return steps, awaited  # the iterator that was stepped: without it, what it holds of others might be closed
 
 
 def begin_for_result(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import linecache
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -29,9 +29,9 @@ _BEGIN = """\
 def begin(ctx, opened):
     set_current(opened)
 {fill}
-    coro = {handler}
-    awaited = next(coro.__await__(), ended)
-    return None if awaited is ended else (coro, awaited)
+    steps = {handler}.__await__()
+    awaited = next(steps, ended)
+    return None if awaited is ended else (steps, awaited)
 """
 
 
@@ -82,16 +82,20 @@ def generate(plan: Plan, app: Mapping[Callable[..., Any], Any], form: Literal["c
 
 def _written(name: str, func: Callable[..., Any], args: Sequence[tuple[str, int]]) -> str:
     """A call; by place where that does the same, since it costs less."""
-    by_place = False
-    try:
-        parameters = [*inspect.signature(func).parameters.values()][: len(args)]
-    except (TypeError, ValueError):  # of classes written in C
-        parameters = []
-    else:
-        by_place = [one.name for one in parameters] == [name for name, _ in args] and all(
-            one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for one in parameters
-        )
+    by_place = _first_places(func, len(args)) == tuple(name for name, _ in args)
     return f"{name}({', '.join(f'v{slot}' if by_place else f'{one}=v{slot}' for one, slot in args)})"
+
+
+def _first_places(func: Callable[..., Any], count: int) -> tuple[str, ...]:
+    """The names of what a function takes by place.
+
+    Of the code itself: a decorator's signature may be that of what it wraps, and itself take anything by name only.
+    """
+    function, skipped = (func.__func__, 1) if isinstance(func, MethodType) else (func, 0)
+    if not isinstance(function, FunctionType):
+        return ()
+    code = function.__code__
+    return code.co_varnames[skipped : min(skipped + count, code.co_argcount)]
 
 
 def read_param(need: ParamNeed, ctx: EventHandlerContext) -> Any:

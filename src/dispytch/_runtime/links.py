@@ -76,6 +76,8 @@ class Link:
         self._to_settle = Signal()
         self._later: list[Settlement] = []
         self._later_at = 0.0
+        self._on_the_way: list[Settlement] = []
+        """Taken from the outbox, and being sent."""
 
     def settle(self, settlement: Settlement) -> None:
         """Has an outcome sent with the next batch."""
@@ -85,7 +87,8 @@ class Link:
 
     def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `Consumer.overtaken`."""
-        unsettled = [one.delivery for one in (*self.outbox, *self._later) if one.outcome is not Outcome.RELEASE]
+        outcomes = (*self._on_the_way, *self.outbox, *self._later)
+        unsettled = [one.delivery for one in outcomes if one.outcome is not Outcome.RELEASE]
         return self.consumer.overtaken(waiting, [*begun, *unsettled])
 
     def in_loop(self, callback: Callable[[], object]) -> None:
@@ -162,11 +165,14 @@ class Link:
     async def _settle_batch(self) -> bool:
         """Settles what is in the outbox; False if that has to wait a little."""
         batch, self.outbox = self.outbox, []
+        self._on_the_way = batch
         try:
             failed = await self.send(batch)
         except BaseException:
             self.outbox[:0] = batch
             raise
+        finally:
+            self._on_the_way = []
         self.let_go(len(batch) - len(failed))
         if not failed:
             return True

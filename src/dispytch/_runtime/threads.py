@@ -70,9 +70,8 @@ class Threads:
         self._under_way += 1
         if self._started < min(self._under_way, self._most):
             self._started += 1
-            serve = partial(anyio.to_thread.run_sync, self._serve, abandon_on_cancel=True, limiter=self._room)
             # Not in the context of the call, which holds its event, and this is there for long.
-            self._context.run(self._group.start_soon, serve, name="dispytch thread")
+            self._context.run(partial(self._group.start_soon, self._start, name="dispytch thread"))
         self._calls.put(call)
         try:
             await call.ended.wait()
@@ -85,6 +84,21 @@ class Threads:
             finally:
                 del call  # breaks the cycle of the error's traceback with this frame
         return call.result
+
+    async def _start(self) -> None:
+        try:
+            await anyio.to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=self._room)
+        except RuntimeError as error:  # the system has no thread left; nothing in the thread lets one escape
+            self._started -= 1
+            if not self._started:  # the others would make the calls; so without any they fail, and are tried again
+                self._fail(error)
+
+    def _fail(self, error: RuntimeError) -> None:
+        while not self._calls.empty():
+            if (call := self._calls.get()) is not None:
+                call.error = error
+                self._done.append(call)
+        self._tell()
 
     def _serve(self) -> None:
         take, done = self._calls.get, self._done

@@ -123,6 +123,8 @@ class Workers:
                 item.settle(Outcome.RELEASE)
         for collector in self._collectors.values():
             for part in collector.wind_up(self._kept):
+                if not part.work.started:
+                    part.work.settle(Outcome.RELEASE)  # at once, since a verdict would count as that of a try
                 part.report(RELEASED)
         self._look_whether_drained()
         self.wake()

@@ -23,6 +23,8 @@ DATA = "data"
 _KEY = "ce_partitionkey"
 _VERSION, _PAYLOAD = b"ce_specversion", b"data"
 _MOST_CACHED = 1024
+_MOST_FIELDS = 64
+"""Entries of more are of as many shapes as there are entries, where names are data."""
 _LATEST = 253_402_300_799_000
 """The end of the year 9999 in milliseconds: ids may be any number, dates may not."""
 
@@ -91,9 +93,11 @@ class _Shape:
 
 class _Shapes(dict[tuple[bytes, ...], _Shape]):
     def __missing__(self, fields: tuple[bytes, ...]) -> _Shape:
-        if len(self) >= _MOST_CACHED:
-            self.clear()
-        shape = self[fields] = _Shape(fields)
+        shape = _Shape(fields)
+        if len(fields) <= _MOST_FIELDS:
+            if len(self) >= _MOST_CACHED:
+                self.clear()
+            self[fields] = shape
         return shape
 
 
