@@ -229,7 +229,7 @@ class CloudEventsEnvelope(Envelope):
         def open_headers(delivery: Delivery) -> Opened:
             received = delivery.headers
             # What `_binary` writes, as it writes it, costs a third of the rest.
-            raw_id, seventh = b"", key_name_of_ours
+            raw_id, raw_type, raw_time, seventh = b"", b"", b"", key_name_of_ours
             raw_key: bytes | None = None
             count = len(received)
             if count == 6:
@@ -244,7 +244,7 @@ class CloudEventsEnvelope(Envelope):
                     (sixth, raw_time),
                     (seventh, raw_key),
                 ) = received
-            if raw_id and (first, second, third, fourth, fifth, sixth, seventh) == ours:
+            if raw_id and raw_type and raw_time and (first, second, third, fourth, fifth, sixth, seventh) == ours:
                 return Opened(
                     delivery,
                     raw_id.decode("utf-8", "backslashreplace"),
