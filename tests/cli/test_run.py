@@ -212,7 +212,7 @@ def test_a_worker_that_died_is_started_again(folder: Path) -> None:
         pid = pid_of(one.log)
         os.kill(pid, signal.SIGKILL)
         one.until_said(f"(pid {pid}) died by signal 9 (Killed); starting it again in 0.5 s.")
-        one.until_said("is ready", times=3)
+        blocking_until(lambda: sum(line.startswith("began") for line in one.log) == 3)
         os.kill(pid_of(one.log), signal.SIGKILL)
         one.until_said("starting it again in", times=2)
         one.signal(signal.SIGTERM)
