@@ -59,15 +59,6 @@ def make_call(plan: Plan, app: Mapping[Callable[..., Any], Any], threads: Thread
     if not plan.is_async:
         return _make_thread_call(plan, fill, threads)
     func, args, steps = plan.func, plan.args, plan.steps
-    if not any(step.cleans_up for step in steps):
-
-        async def call_with_values(ctx: EventHandlerContext) -> Any:
-            values = fill(ctx)
-            await _take_all(steps, values, [])
-            return await func(**{name: values[slot] for name, slot in args})
-
-        return call_with_values
-
     if any(step.kind is Kind.ENTER_ASYNC for step in steps):
 
         async def call_with_cleanup(ctx: EventHandlerContext) -> Any:

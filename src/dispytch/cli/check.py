@@ -15,6 +15,7 @@ import click
 from dispytch.cli.app import Command
 from dispytch.cli.errors import CHECK_FAILED
 from dispytch.cli.loading import load_dispatcher
+from dispytch.cli.options import app_dir_option, factory_option
 from dispytch.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,14 +29,8 @@ __all__ = ["command"]
 
 @click.command("check", cls=Command)
 @click.argument("target", metavar="MODULE:DISPATCHER")
-@click.option("--factory", is_flag=True, help="The import string names a function that returns the dispatcher.")
-@click.option(
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False),
-    default=".",
-    show_default=True,
-    help="Where modules are looked for first.",
-)
+@factory_option
+@app_dir_option
 @click.pass_context
 def command(ctx: click.Context, target: str, factory: bool, app_dir: str) -> None:
     """Check the dispatcher MODULE:DISPATCHER as far as that goes without a network.

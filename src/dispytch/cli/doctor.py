@@ -16,6 +16,7 @@ from dispytch.cli.brokers import broker_url, declaring
 from dispytch.cli.check import examine
 from dispytch.cli.errors import CHECK_FAILED, CheckFailed, UsageProblem
 from dispytch.cli.loading import load_dispatcher
+from dispytch.cli.options import app_dir_option, factory_option
 from dispytch.cli.showing import printable
 
 __all__ = ["command"]
@@ -24,14 +25,8 @@ __all__ = ["command"]
 @click.command("doctor", cls=Command)
 @click.argument("url", type=broker_url, metavar="URL")
 @click.argument("target", metavar="[MODULE:DISPATCHER]", required=False)
-@click.option("--factory", is_flag=True, help="The import string names a function that returns the dispatcher.")
-@click.option(
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False),
-    default=".",
-    show_default=True,
-    help="Where modules are looked for first.",
-)
+@factory_option
+@app_dir_option
 @click.option("--json", "is_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context
 def command(ctx: click.Context, url: str, target: str | None, factory: bool, app_dir: str, is_json: bool) -> None:

@@ -17,6 +17,7 @@ from dispytch.cli.app import Command
 from dispytch.cli.brokers import broker_url, declaring
 from dispytch.cli.errors import CommandError, UsageProblem, exit_code
 from dispytch.cli.loading import load
+from dispytch.cli.options import app_dir_option
 from dispytch.errors import DispytchError, EmitManyError
 from dispytch.sync import EventEmitter
 
@@ -42,13 +43,7 @@ _MOST_AT_ONCE = 1000
 )
 @click.option("--source", default="dispytch", show_default=True, help="What emits, as CloudEvents has it.")
 @click.option("--json", "is_json", is_flag=True, help="Show receipts as JSON, one a line.")
-@click.option(
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False),
-    default=".",
-    show_default=True,
-    help="Where modules are looked for first.",
-)
+@app_dir_option
 def command(
     target: str, fields: tuple[str, ...], url: str, timeout: float, source: str, is_json: bool, app_dir: str
 ) -> None:

@@ -9,11 +9,10 @@ import click
 from dispytch.cli.app import Command, is_debugging
 from dispytch.cli.errors import CONFIGURATION, FAILURE, sole
 from dispytch.cli.logs import FORMATS, LEVELS
+from dispytch.cli.options import app_dir_option, factory_option
 from dispytch.cli.serving import RunOptions, report, serve
 
 __all__ = ["command"]
-
-_FOLDER = click.Path(exists=True, file_okay=False)
 
 
 @click.command("run", cls=Command)
@@ -25,8 +24,8 @@ _FOLDER = click.Path(exists=True, file_okay=False)
 @click.option(
     "--reload", is_flag=True, help="Drain and start again when a Python file of the working directory changes."
 )
-@click.option("--factory", is_flag=True, help="The import string names a function that returns the dispatcher.")
-@click.option("--app-dir", type=_FOLDER, default=".", show_default=True, help="Where modules are looked for first.")
+@factory_option
+@app_dir_option
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
 @click.option(

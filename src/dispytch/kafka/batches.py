@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def unreachable(error: BrokerError) -> EmitRejectedError:
     return found
 
 
-class Batch:
+class Batch(ABC):
     """The messages of one ``send``. Filled by who sends them, and by the thread that serves the reports.
 
     Attributes:
@@ -131,9 +132,9 @@ class Batch:
             for number, outcome in enumerate(self._outcomes)
         ]
 
+    @abstractmethod
     def finish(self) -> None:
         """Wakes who waits for it. In any thread."""
-        raise NotImplementedError
 
 
 class BlockingBatch(Batch):
