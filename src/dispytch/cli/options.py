@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
-__all__ = ["app_dir_option", "factory_option"]
+__all__ = ["Option", "app_dir_option", "factory_option"]
 
-factory_option = click.option(
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+factory_option: Option = click.option(
     "--factory", is_flag=True, help="The import string names a function that returns the dispatcher."
 )
-app_dir_option = click.option(
+app_dir_option: Option = click.option(
     "--app-dir",
     type=click.Path(exists=True, file_okay=False),
     default=".",
