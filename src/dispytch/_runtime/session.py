@@ -174,10 +174,15 @@ class Session:
                 else:
                     self._workers.add(work)
             if first:
+                link.rest()
                 await self._acknowledge_first(link, first)
+                link.resume()
             self._workers.wake()
-            while link.held >= link.window:
-                await link.room.wait()
+            if link.held >= link.window:
+                link.rest()
+                while link.held >= link.window:
+                    await link.room.wait()
+                link.resume()
 
     async def _acknowledge_first(self, link: Link, first: Sequence[Work]) -> None:
         pending = [Settlement(work.opened.delivery, Outcome.ACK) for work in first]
@@ -220,6 +225,7 @@ class Session:
                 logger.warning("%s cannot connect, next try within %g s: %s", link.name, delay, again)
             else:
                 link.connected = True
+                link.resume()
                 logger.info("%s is connected again.", link.name)
                 return
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ from dispytch._core.codec import Serializer
 from dispytch._core.emitting import several
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
+from dispytch._core.hooks import EmitHook
 from dispytch._core.messages import Receipt
 from dispytch._runtime.emitter import CallbackT, EmitterBase
 from dispytch._runtime.urls import no_client
@@ -38,6 +39,7 @@ class EventEmitter(EmitterBase):
         envelope: How id, type and time travel with a body; CloudEvents by default.
         source: What emits, as CloudEvents has it: the service's name or a URI.
         timeout: Seconds for connecting, sending and confirming of each call; ``None`` waits for ever.
+        hooks: What looks on at every emit, such as telemetry, the outermost first.
 
     Raises:
         ConfigurationError: the producer's transport has no blocking side, or an option is wrong.
@@ -51,11 +53,12 @@ class EventEmitter(EmitterBase):
         envelope: Envelope | None = None,
         source: str = "dispytch",
         timeout: float | None = 30.0,
+        hooks: Sequence[EmitHook] = (),
     ) -> None:
         if not isinstance(producer, Producer | BlockingProducer):
             raise ConfigurationError(no_client(producer, "producer"))
         self.producer: BlockingProducer = producer.blocking() if isinstance(producer, Producer) else producer
-        super().__init__(self.producer, serializer, envelope, source, timeout)
+        super().__init__(self.producer, serializer, envelope, source, timeout, hooks)
         _open.add(self)
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
@@ -82,7 +85,12 @@ class EventEmitter(EmitterBase):
         """
         _refuse_loop()
         self._refuse_if_closed()
-        (outcome,) = self.producer.send([self._factory.make(event, id)], self.timeout)
+        if self._hooks:
+            with self._hooked([event], False, id) as call:
+                call.outcomes = self.producer.send(call.messages, self.timeout)
+            (outcome,) = call.outcomes
+        else:
+            (outcome,) = self.producer.send([self._factory.make(event, id)], self.timeout)
         if isinstance(outcome, Receipt):
             return outcome
         if isinstance(outcome, EmitTimeoutError) and self._on_timeout is not None:
@@ -103,10 +111,15 @@ class EventEmitter(EmitterBase):
         _refuse_loop()
         self._refuse_if_closed()
         given = several(events)
-        messages = self._factory.make_many(given)
-        if not messages:
+        if not given:
             return []
-        results: list[Receipt | DispytchError | None] = list(self.producer.send(messages, self.timeout))
+        results: list[Receipt | DispytchError | None]
+        if self._hooks:
+            with self._hooked(given, True) as call:
+                call.outcomes = self.producer.send(call.messages, self.timeout)
+            results = list(call.outcomes)
+        else:
+            results = list(self.producer.send(self._factory.make_many(given), self.timeout))
         if self._on_timeout is not None:
             for number, result in enumerate(results):
                 if isinstance(result, EmitTimeoutError):

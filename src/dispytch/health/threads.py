@@ -1,0 +1,98 @@
+"""The server for programs without an event loop: it has one of its own, in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from dispytch._bridge import Loop
+from dispytch.health.reports import POLL_TIMEOUT
+from dispytch.health.server import HealthServer, serve_health
+from dispytch.health.sources import HasHealth
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["HealthThread", "serve_health_in_thread"]
+
+
+class HealthThread:
+    """A health server in a thread, while it is entered: ``with HealthThread(...) as server:``.
+
+    Args:
+        server: The server.
+        beside: What else is to run in its loop.
+    """
+
+    def __init__(self, server: HealthServer, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._server = server
+        self._beside = beside
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: Loop
+        self._ended: anyio.Event
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """Its address, such as ``"http://127.0.0.1:8080"``."""
+        return self._server.url
+
+    def __enter__(self) -> Self:
+        self._error = None
+        self._ready.clear()
+        self._thread = threading.Thread(target=self._run, name="dispytch health server", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._loop.post(lambda: self._ended.set())
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._ended = Loop(), anyio.Event()
+        async with self._server:
+            self._ready.set()
+            async with anyio.create_task_group() as group:
+                for one in self._beside:
+                    group.start_soon(one)
+                await self._ended.wait()
+                group.cancel_scope.cancel()
+
+
+def serve_health_in_thread(
+    *dispatchers: HasHealth,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    poll_timeout: float = POLL_TIMEOUT,
+    registry: CollectorRegistry | None = None,
+) -> HealthThread:
+    """The same as `serve_health` for blocking programs: ``with serve_health_in_thread(dispatcher, port=8080):``.
+
+    Meant for dispatchers of `dispytch.sync`, whose event loop ``/livez`` looks at.
+    """
+    return HealthThread(serve_health(*dispatchers, host=host, port=port, poll_timeout=poll_timeout, registry=registry))
