@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -24,11 +24,12 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.parser import text_string_to_metric_families
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise MissingExtraError('prometheus-client is not installed: pip install "dispytch[metrics]"') from error
 
-__all__ = ["PrometheusHook", "PrometheusMiddleware", "exposition", "system_of", "watch"]
+__all__ = ["PrometheusHook", "PrometheusMiddleware", "exposition", "merged", "system_of", "watch"]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds."""
@@ -233,6 +234,40 @@ def exposition(registry: CollectorRegistry | None = None, *, all_processes: bool
         shown.register(_dispatchers_of(REGISTRY))
         return generate_latest(shown)
     return generate_latest(REGISTRY if registry is None else registry)
+
+
+def merged(pages: Mapping[str, bytes], label: str = "worker") -> bytes:
+    """Pages of several processes as one, each value with the label of its process.
+
+    Sums would be wrong: where one of the processes is started again, they fall, and Prometheus takes that for a new
+    start of all of them.
+
+    Args:
+        pages: By the value of the label.
+    """
+    families: dict[str, Metric] = {}
+    for value, page in pages.items():
+        for family in text_string_to_metric_families(page.decode()):
+            known = families.get(family.name)
+            if known is None:
+                known = families[family.name] = Metric(family.name, family.documentation, family.type)
+            for sample in family.samples:
+                known.add_sample(sample.name, {**sample.labels, label: value}, sample.value, sample.timestamp)
+
+    registry = CollectorRegistry()
+    registry.register(_Given(list(families.values())))
+    return generate_latest(registry)
+
+
+class _Given(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class PrometheusMiddleware(Middleware):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -20,14 +17,12 @@ from dispytch.health.background import Background
 from dispytch.health.reports import POLL_TIMEOUT, Source
 from dispytch.health.sources import DispatcherSource, HasHealth
 
-__all__ = ["INTERVAL", "STALE_AFTER", "Heartbeat", "keep_heartbeat", "problems_of"]
+__all__ = ["INTERVAL", "Heartbeat", "keep_heartbeat"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
 INTERVAL = 5.0
 """Seconds between two heartbeats."""
-STALE_AFTER = 30.0
-"""Seconds after which whoever wrote the last one is taken to be stuck."""
 
 
 class Heartbeat(Background):
@@ -94,26 +89,3 @@ def _replace(path: Path, content: str) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def problems_of(path: Path, question: str, stale_after: float) -> Sequence[str]:
-    """What a heartbeat file tells is wrong.
-
-    Args:
-        question: ``"alive"`` or ``"ready"``.
-        stale_after: Seconds after which its writer is taken to be stuck.
-    """
-    try:
-        age = time.time() - path.stat().st_mtime
-        told: Any = json.loads(path.read_text())
-        answer = told[question]
-        reasons = [str(reason) for reason in answer["reasons"]]
-    except FileNotFoundError:
-        return [f"there is no heartbeat {path}: the service has not started, or has ended"]
-    except OSError as error:
-        return [f"the heartbeat {path} cannot be read: {error.strerror}"]
-    except (ValueError, KeyError, TypeError):
-        return [f"{path} is no heartbeat of dispytch"]
-    if age > stale_after:
-        return [f"the last heartbeat is {age:.0f} s old: the service is stuck, or was killed"]
-    return reasons

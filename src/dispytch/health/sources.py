@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from dispytch._runtime.health import Health
-from dispytch.errors import ConfigurationError
+from dispytch.errors import ConfigurationError, MissingExtraError
 from dispytch.health.reports import Report, liveness, readiness
 
 if TYPE_CHECKING:
@@ -76,18 +76,20 @@ class DispatcherSource:
         return [one.health() for one in self._dispatchers]
 
 
-def page_of(dispatchers: Sequence[HasHealth], registry: CollectorRegistry | None) -> Page | None:
+def page_of(
+    dispatchers: Sequence[HasHealth], registry: CollectorRegistry | None, *, all_processes: bool = True
+) -> Page | None:
     """What makes the page of metrics; ``None`` where prometheus-client is not installed.
 
-    The dispatchers are among what the registry collects from then on.
+    The dispatchers are among what the registry collects from then on. For the rest see `dispytch.metrics.exposition`.
     """
     try:
         from dispytch.metrics import exposition, watch
-    except ImportError:
+    except MissingExtraError:
         return None
     for one in dispatchers:
         watch(one, registry=registry)
-    return lambda: exposition(registry)
+    return lambda: exposition(registry, all_processes=all_processes)
 
 
 def _is_elsewhere(dispatcher: HasHealth) -> TypeGuard[_Elsewhere]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from dispytch._bridge import Loop
+from dispytch.health.background import Background
 from dispytch.health.reports import POLL_TIMEOUT
 from dispytch.health.server import HealthServer, serve_health
 from dispytch.health.sources import HasHealth
@@ -17,40 +18,28 @@ from dispytch.health.sources import HasHealth
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["HealthThread", "serve_health_in_thread"]
+__all__ = ["BackgroundThread", "HealthThread", "serve_health_in_thread"]
 
 
-class HealthThread:
-    """A health server in a thread, while it is entered: ``with HealthThread(...) as server:``.
+class BackgroundThread:
+    """Something that runs in an event loop in a thread, while it is entered.
 
     Args:
-        server: The server.
-        beside: What else is to run in its loop.
+        what: What is entered there, one after the other. An error is raised where the thread was to be started.
     """
 
-    def __init__(self, server: HealthServer, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._server = server
-        self._beside = beside
+    def __init__(self, *what: Background) -> None:
+        self._what = what
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._loop: Loop
         self._ended: anyio.Event
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._server.port
-
-    @property
-    def url(self) -> str:
-        """Its address, such as ``"http://127.0.0.1:8080"``."""
-        return self._server.url
-
     def __enter__(self) -> Self:
         self._error = None
         self._ready.clear()
-        self._thread = threading.Thread(target=self._run, name="dispytch health server", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="dispytch health", daemon=True)
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
@@ -75,13 +64,29 @@ class HealthThread:
 
     async def _serve(self) -> None:
         self._loop, self._ended = Loop(), anyio.Event()
-        async with self._server:
+        async with AsyncExitStack() as stack:
+            for one in self._what:
+                await stack.enter_async_context(one)
             self._ready.set()
-            async with anyio.create_task_group() as group:
-                for one in self._beside:
-                    group.start_soon(one)
-                await self._ended.wait()
-                group.cancel_scope.cancel()
+            await self._ended.wait()
+
+
+class HealthThread(BackgroundThread):
+    """A health server in a thread, while it is entered: ``with HealthThread(server):``."""
+
+    def __init__(self, server: HealthServer) -> None:
+        super().__init__(server)
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """Its address, such as ``"http://127.0.0.1:8080"``."""
+        return self._server.url
 
 
 def serve_health_in_thread(
