@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from dispytch._core.events import EventBase
 from dispytch._core.messages import Message, Receipt
+from dispytch._core.routes import EventRoute
 from dispytch.errors import DispytchError
 
 __all__ = ["EmitCall", "EmitHook"]
@@ -28,16 +29,28 @@ class EmitCall:
         outcomes: What became of each; empty until that is known, and if the call failed as a whole.
     """
 
-    __slots__ = ("destinations", "events", "headers", "is_many", "messages", "outcomes", "transport")
+    __slots__ = ("_name_of", "destinations", "events", "headers", "is_many", "messages", "outcomes", "transport")
 
-    def __init__(self, events: Sequence[EventBase], is_many: bool, transport: str, destinations: Sequence[str]) -> None:
+    def __init__(
+        self,
+        events: Sequence[EventBase],
+        is_many: bool,
+        transport: str,
+        destinations: Sequence[str],
+        name_of: Callable[[EventRoute], str],
+    ) -> None:
         self.events: Sequence[EventBase] = events
         self.is_many: bool = is_many
         self.transport: str = transport
         self.destinations: Sequence[str] = destinations
+        self._name_of = name_of
         self.headers: dict[str, str] = {}
         self.messages: Sequence[Message] = ()
         self.outcomes: Sequence[Receipt | DispytchError] = ()
+
+    def destination_of(self, message: Message) -> str:
+        """Where a message goes, by telemetry's name for it, templates filled in."""
+        return self._name_of(message.route)
 
     def __repr__(self) -> str:
         return f"<EmitCall of {len(self.events)} events to {', '.join(dict.fromkeys(self.destinations))}>"

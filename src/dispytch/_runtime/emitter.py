@@ -60,7 +60,7 @@ class EmitterBase:
             if not isinstance(one, EmitHook):
                 hint = "; write it with parentheses" if isinstance(one, type) else ""
                 raise ConfigurationError(f"{one!r} is no EmitHook instance{hint}")
-        self._transport = producer.transport
+        self._transport, self._name_of = producer.transport, producer.destination
         self._hooks: tuple[EmitHook, ...] = tuple(hooks)
         self._on_timeout: Callable[[Any], Any] | None = None
         self._closed = False
@@ -72,7 +72,8 @@ class EmitterBase:
     @contextmanager
     def _hooked(self, events: Sequence[EventBase], is_many: bool, id: str | None = None) -> Iterator[EmitCall]:
         """Has the hooks look on at what is done inside, which sends the messages and notes the outcomes."""
-        call = EmitCall(events, is_many, self._transport, [self._factory.destination(event) for event in events])
+        destinations = [self._factory.destination(event) for event in events]
+        call = EmitCall(events, is_many, self._transport, destinations, self._name_of)
         with ExitStack() as stack:
             for hook in self._hooks:
                 stack.enter_context(hook.around(call))
