@@ -166,6 +166,17 @@ class EventHandlerContext:
         return self._opened.attribute(name)
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """What log records about it have as ``extra``."""
+        return {
+            "topic": self._opened.delivery.source,
+            "event_id": self._opened.id,
+            "handler": self.handler,
+            "group": self.group,
+            "attempt": self.failures,
+        }
+
+    @property
     def event(self) -> Mapping[str, Any]:
         """The event's data as a read-only mapping, decoded when first asked for; not validated.
 
@@ -342,6 +353,16 @@ class BatchContext(EventHandlerContext):
 
     def attribute(self, name: str) -> str | None:
         raise self._has_many("attribute()", "contexts[...].attribute()")
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {
+            "topic": self.pattern,
+            "handler": self.handler,
+            "group": self.group,
+            "attempt": self.failures,
+            "events": len(self._parts),
+        }
 
     def _has_many(self, name: str, instead: str) -> ConfigurationError:
         return ConfigurationError(
