@@ -207,7 +207,7 @@ class Progress:
         polled_ago: Seconds since it last asked its broker, or heard from it; ``None`` if it has no such rhythm.
         assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
         lag: How many messages its group has not got yet, by topic, as it last knew; ``None`` if that cannot be told.
-            Who asks for it regularly gets it: a consumer that has to ask its broker does so soon afterwards, by itself.
+            A consumer that has to ask its broker for it does so by itself, as long as somebody wants to know.
     """
 
     polled_ago: float | None = None

@@ -263,8 +263,10 @@ class RabbitMQConsumer(Consumer):
         return f"{scope.exchange}:{delivery.source}:{scope.queue}" if isinstance(scope, Scope) else delivery.source
 
     def progress(self) -> Progress:
-        ran_at = None if self._intake is None else self._intake.ran_at
-        return Progress(None if ran_at is None else time.monotonic() - ran_at)
+        intake = self._intake
+        if intake is None:
+            return Progress()
+        return Progress(None if intake.ran_at is None else time.monotonic() - intake.ran_at, lag=intake.lag)
 
     def backlog(self) -> int | None:
         intake = self._intake
