@@ -326,6 +326,7 @@ class PrometheusHook(EmitHook):
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._instruments = _instruments_of(registry)
+        self._known: dict[tuple[str, str, str, str], tuple[Any, Any]] = {}
 
     @contextmanager
     def around(self, call: EmitCall) -> Iterator[None]:
@@ -348,12 +349,18 @@ class PrometheusHook(EmitHook):
         operation = "emit_many" if call.is_many else "emit"
         system = system_of(call.transport)
         outcomes = [_outcome(one) for one in call.outcomes] or [failed] * len(call.events)
-        counts: dict[tuple[str, str], int] = {}
-        for key in zip(call.destinations, outcomes, strict=True):
+        counts: dict[tuple[str, str, str, str], int] = {}
+        for destination, outcome in zip(call.destinations, outcomes, strict=True):
+            key = (system, destination, operation, outcome)
             counts[key] = counts.get(key, 0) + 1
-        for (destination, outcome), count in counts.items():
-            self._instruments.sent.labels(system, destination, operation, outcome).inc(count)
-            self._instruments.sent_in.labels(system, destination, operation, outcome).observe(took)
+        for key, count in counts.items():
+            known = self._known.get(key)
+            if known is None:
+                known = self._instruments.sent_in.labels(*key), self._instruments.sent.labels(*key)
+                self._known[key] = known
+            duration, counter = known
+            duration.observe(took)
+            counter.inc(count)
 
 
 def _outcome(outcome: object) -> str:

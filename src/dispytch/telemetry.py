@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from dispytch._core.context import EventHandlerContext, Middleware, NextCall
@@ -247,12 +247,12 @@ class OpenTelemetryHook(EmitHook):
         self._telemetry = _Telemetry(tracer_provider, meter_provider)
         self._instruments: _Instruments | None = None
 
-    @contextmanager
-    def around(self, call: EmitCall) -> Iterator[None]:
+    def around(self, call: EmitCall) -> AbstractContextManager[None] | None:
         tracer, meter = self._telemetry.tracer(), self._telemetry.meter()
-        if tracer is None and meter is None:
-            yield
-            return
+        return None if tracer is None and meter is None else self._around(tracer, meter, call)
+
+    @contextmanager
+    def _around(self, tracer: trace.Tracer | None, meter: metrics.Meter | None, call: EmitCall) -> Iterator[None]:
         span, token = self._begin(tracer, call)
         failure: BaseException | None = None
         began = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -428,6 +428,25 @@ async def test_hooks_see_what_is_sent_and_what_became_of_it(broker: MemoryBroker
         assert receipt.id == "own"
         assert await emitter.emit_many([]) == []
         assert seen == ["outer begins", "inner begins", "inner 1 1", "orders", "outer 1 1", "orders"]
+
+
+async def test_hooks_cannot_swallow_errors_and_may_raise_their_own(broker: MemoryBroker) -> None:
+    class Swallowing(EmitHook):
+        @contextmanager
+        def around(self, call: EmitCall) -> Any:
+            with suppress(EmitRejectedError):
+                yield
+            if not call.messages:
+                return
+            raise ValueError("of the hook")
+
+    async with EventEmitter(MemoryProducer(broker), hooks=[Swallowing()]) as emitter:
+        with pytest.raises(EmitRejectedError):
+            await emitter.emit(Templated(shop="a.b"))
+        with pytest.raises(EmitRejectedError):
+            await emitter.emit_many([Templated(shop="a.b")])
+        with pytest.raises(ValueError, match="of the hook"):
+            await emitter.emit(Order())
 
 
 async def test_what_is_no_hook(broker: MemoryBroker) -> None:

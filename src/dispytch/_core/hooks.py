@@ -63,8 +63,8 @@ class EmitHook(ABC):
     """
 
     @abstractmethod
-    def around(self, call: EmitCall) -> AbstractContextManager[Any]:
-        """A plain context manager around an emit, the first hook outermost.
+    def around(self, call: EmitCall) -> AbstractContextManager[Any] | None:
+        """A plain context manager around an emit, the first hook outermost; ``None`` to leave it alone.
 
         It is entered before the messages are made: what it puts into ``call.headers`` travels with each of them, as
         a header where the transport has some, else within the envelope, in the place of what is there by that name.

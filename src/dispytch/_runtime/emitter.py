@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from dispytch._core.codec import JSONSerializer, Serializer
 from dispytch._core.emitting import MessageFactory, several
@@ -23,6 +23,16 @@ from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, Em
 __all__ = ["EmitterBase", "EventEmitter"]
 
 CallbackT = TypeVar("CallbackT", bound=Callable[[Any], Any])
+
+
+class Hooked(ExitStack):
+    """What hooks have around a call. They cannot swallow its error: nobody would know that it failed."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        super().__exit__(kind, error, traceback)
+        return False
 
 
 class EmitterBase:
@@ -69,19 +79,19 @@ class EmitterBase:
         if self._closed:
             raise EmitRejectedError("the emitter is closed, so the event did not go; start() opens it again")
 
-    @contextmanager
-    def _hooked(self, events: Sequence[EventBase], is_many: bool, id: str | None = None) -> Iterator[EmitCall]:
-        """Has the hooks look on at what is done inside, which sends the messages and notes the outcomes."""
+    def _hooked(self, events: Sequence[EventBase], is_many: bool, id: str | None = None) -> tuple[EmitCall, Hooked]:
+        """A call with its messages, and what has the hooks look on while it is entered."""
         destinations = [self._factory.destination(event) for event in events]
         call = EmitCall(events, is_many, self._transport, destinations, self._name_of)
-        with ExitStack() as stack:
+        with Hooked() as stack:
             for hook in self._hooks:
-                stack.enter_context(hook.around(call))
+                if (around := hook.around(call)) is not None:
+                    stack.enter_context(around)
             if is_many:
                 call.messages = self._factory.make_many(events, call.headers)
             else:
                 call.messages = [self._factory.make(events[0], id, call.headers)]
-            yield call
+            return call, stack.pop_all()
 
     def _all_confirmed(self, results: list[Receipt | DispytchError | None]) -> list[Receipt | None]:
         """The results without an error among them, or EmitManyError."""
@@ -151,7 +161,8 @@ class EventEmitter(EmitterBase):
         """
         self._refuse_if_closed()
         if self._hooks:
-            with self._hooked([event], False, id) as call:
+            call, hooked = self._hooked([event], False, id)
+            with hooked:
                 call.outcomes = await self.producer.send(call.messages, self.timeout)
             (outcome,) = call.outcomes
         else:
@@ -179,7 +190,8 @@ class EventEmitter(EmitterBase):
             return []
         results: list[Receipt | DispytchError | None]
         if self._hooks:
-            with self._hooked(given, True) as call:
+            call, hooked = self._hooked(given, True)
+            with hooked:
                 call.outcomes = await self.producer.send(call.messages, self.timeout)
             results = list(call.outcomes)
         else:

@@ -86,7 +86,8 @@ class EventEmitter(EmitterBase):
         _refuse_loop()
         self._refuse_if_closed()
         if self._hooks:
-            with self._hooked([event], False, id) as call:
+            call, hooked = self._hooked([event], False, id)
+            with hooked:
                 call.outcomes = self.producer.send(call.messages, self.timeout)
             (outcome,) = call.outcomes
         else:
@@ -115,7 +116,8 @@ class EventEmitter(EmitterBase):
             return []
         results: list[Receipt | DispytchError | None]
         if self._hooks:
-            with self._hooked(given, True) as call:
+            call, hooked = self._hooked(given, True)
+            with hooked:
                 call.outcomes = self.producer.send(call.messages, self.timeout)
             results = list(call.outcomes)
         else:
