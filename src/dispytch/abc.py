@@ -208,11 +208,13 @@ class Progress:
         assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
         lag: How many messages its group has not got yet, by topic, as it last knew; ``None`` if that cannot be told.
             A consumer that has to ask its broker for it does so by itself, as long as somebody wants to know.
+        is_cut_off: It has lost its broker, and its client is trying to get back by itself.
     """
 
     polled_ago: float | None = None
     assignment: tuple[str, ...] | None = None
     lag: Mapping[str, int] | None = None
+    is_cut_off: bool = False
 
 
 class Consumer(ABC):

@@ -272,8 +272,9 @@ async def test_what_a_handler_emits_goes_on_with_its_span(broker: MemoryBroker, 
     assert headers_of(record)["ce_traceparent"] == headers_of(record)["traceparent"] == expected
 
 
-@pytest.mark.parametrize("envelope", [CloudEventsEnvelope(), BareEnvelope(), ClassicEnvelope()], ids=repr)
-async def test_each_envelope_carries_it_once(broker: MemoryBroker, telemetry: Telemetry, envelope: Envelope) -> None:
+@pytest.mark.parametrize("kind", [CloudEventsEnvelope, BareEnvelope, ClassicEnvelope])
+async def test_each_envelope_carries_it_once(broker: MemoryBroker, telemetry: Telemetry, kind: type[Envelope]) -> None:
+    envelope = kind()
     dispatcher = dispatcher_on(broker, middlewares=[telemetry.middleware(correlation="parent")], envelope=envelope)
     names: list[str] = []
 

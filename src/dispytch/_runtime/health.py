@@ -87,9 +87,10 @@ def health_of(session: Session | None, state: State) -> Health:
     if session is None:
         return Health(state)
     counts = session.counts
+    consumers = tuple(map(_consumer_health, session.links))
     return Health(
         "draining" if session.stopping else state,
-        connected=state == "running" and all(link.connected for link in session.links),
+        connected=state == "running" and all(consumer.connected for consumer in consumers),
         in_flight=session.in_flight,
         queued=session.queued,
         oldest_in_flight=session.oldest_in_flight,
@@ -101,7 +102,7 @@ def health_of(session: Session | None, state: State) -> Health:
         unhandled=counts.unhandled,
         skipped_null=counts.skipped_null,
         not_addressed=counts.not_addressed,
-        consumers=tuple(map(_consumer_health, session.links)),
+        consumers=consumers,
     )
 
 
@@ -114,7 +115,7 @@ def _consumer_health(link: Link) -> ConsumerHealth:
         polled_ago = min(polled_ago, time.monotonic() - link.asked_since)
     return ConsumerHealth(
         repr(consumer),
-        link.connected,
+        link.connected and not progress.is_cut_off,
         link.held,
         link.rests or link.held >= link.window,
         polled_ago,

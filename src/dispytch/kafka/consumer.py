@@ -215,7 +215,7 @@ class KafkaConsumer(Consumer):
         if reader is None:
             return Progress()
         reader.want_lag()
-        return Progress(time.monotonic() - reader.polled_at, reader.assignment, reader.lag)
+        return Progress(time.monotonic() - reader.polled_at, reader.assignment, reader.lag, reader.is_cut_off)
 
     def backlog(self) -> int | None:
         return None if self._reader is None else self._reader.queued or None

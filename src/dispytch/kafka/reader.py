@@ -214,6 +214,11 @@ class Reader:
         with self._lock:
             return tuple(f"{topic}[{number}]" for topic, number in sorted(self._assignment.partitions))
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no broker has answered for a while; the client goes on trying."""
+        return self._is_down_said
+
     def want_lag(self) -> None:
         """Has `lag` measured now and then, for a while."""
         self._measures_until = time.monotonic() + _MEASURED_FOR
