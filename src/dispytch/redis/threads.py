@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from typing import Any
@@ -119,6 +120,7 @@ class _Reader(Link):
                         if self.stopping:
                             break
                 batch = self._next()
+                self.heard_at = time.monotonic()
         except BaseException as error:
             self._error = error
         finally:

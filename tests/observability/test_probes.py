@@ -1,0 +1,92 @@
+"""What probes are told of consumers on real brokers: quiet ones, and ones that are cut off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+
+from dispytch import Event, EventBase, EventDispatcher, consumer_from_url
+from dispytch.health import HealthServer, serve_health
+from tests.faults.proxy import Proxy
+from tests.observability.support import get
+from tests.support import unique
+from tests.test_examples import url_of
+
+pytestmark = pytest.mark.anyio
+
+POLL_TIMEOUT = 1.5
+
+
+class Order(EventBase):
+    __topic__ = "probed-orders"
+
+
+@contextmanager
+def proxied(transport: str, request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    proxy = Proxy(url_of(transport, request))
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def dispatcher_of(url: str) -> EventDispatcher:
+    dispatcher = EventDispatcher(consumer_from_url(url, group_id=unique("probed")))
+
+    @dispatcher.handler(Order)
+    async def handle(event: Event[Order]) -> None: ...
+
+    return dispatcher
+
+
+async def until_ready(server: HealthServer, status: int) -> list[str]:
+    """Waits until readiness is told so; all the while it is alive."""
+    with anyio.fail_after(30):
+        while (reply := await get(server.port, "/readyz")).status != status:
+            assert (await get(server.port, "/livez")).status == 200
+            await anyio.sleep(0.05)
+    reasons: list[str] = reply.json["reasons"]
+    return reasons
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("transport", ["kafka", "rabbitmq", "redis+stream", "redis"])
+async def test_a_quiet_consumer_is_alive_and_ready(
+    transport: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls all the same; here for as long as a consumer that does not would be found out."""
+    monkeypatch.setattr("dispytch.redis.RedisConsumer._heartbeat", 0.3)
+    dispatcher = dispatcher_of(url_of(transport, request))
+    async with serve_health(dispatcher, port=0, poll_timeout=POLL_TIMEOUT) as server, dispatcher.lifespan():
+        await until_ready(server, 200)
+        end = time.monotonic() + 1.3 * POLL_TIMEOUT
+        while time.monotonic() < end:
+            assert (await get(server.port, "/livez")).status == 200
+            await anyio.sleep(0.1)
+        (consumer,) = dispatcher.health().consumers
+        assert consumer.polled_ago is not None
+        assert consumer.transport == {"redis+stream": "redis-stream"}.get(transport, transport)
+
+
+@pytest.mark.parametrize("transport", ["rabbitmq", "redis+stream", "redis"])
+async def test_one_that_is_cut_off_is_alive_and_not_ready(transport: str, request: pytest.FixtureRequest) -> None:
+    with proxied(transport, request) as proxy:
+        dispatcher = dispatcher_of(proxy.url)
+        async with serve_health(dispatcher, port=0, poll_timeout=POLL_TIMEOUT) as server, dispatcher.lifespan():
+            await until_ready(server, 200)
+            proxy.refuses = True
+            proxy.cut()
+            (reason,) = await until_ready(server, 503)
+            assert reason.endswith("is not connected")
+            end = time.monotonic() + 1.3 * POLL_TIMEOUT
+            while time.monotonic() < end:  # longer than a consumer that is connected may go without a poll
+                assert (await get(server.port, "/livez")).status == 200
+                assert (await get(server.port, "/readyz")).status == 503
+                await anyio.sleep(0.1)
+            proxy.refuses = False
+            await until_ready(server, 200)
+            assert dispatcher.health().connected
