@@ -26,8 +26,8 @@ try:
     from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.parser import text_string_to_metric_families
     from prometheus_client.registry import Collector
-except ImportError as error:
-    raise MissingExtraError('prometheus-client is not installed: pip install "dispytch[metrics]"') from error
+except ImportError as _missing:
+    raise MissingExtraError('prometheus-client is not installed: pip install "dispytch[metrics]"') from _missing
 
 __all__ = ["PrometheusHook", "PrometheusMiddleware", "exposition", "merged", "system_of", "watch"]
 

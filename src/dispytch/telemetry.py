@@ -20,8 +20,8 @@ try:
     from opentelemetry import metrics, propagate, trace
     from opentelemetry.context import Context
     from opentelemetry.propagators.textmap import Getter, Setter
-except ImportError as error:
-    raise MissingExtraError('opentelemetry-api is not installed: pip install "dispytch[otel]"') from error
+except ImportError as _missing:
+    raise MissingExtraError('opentelemetry-api is not installed: pip install "dispytch[otel]"') from _missing
 
 __all__ = ["OpenTelemetryHook", "OpenTelemetryMiddleware"]
 

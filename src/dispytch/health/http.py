@@ -13,8 +13,8 @@ from dispytch.health.reports import Answer
 
 try:
     import h11
-except ImportError as error:
-    raise MissingExtraError('h11 is not installed: pip install "dispytch[http]"') from error
+except ImportError as _missing:
+    raise MissingExtraError('h11 is not installed: pip install "dispytch[http]"') from _missing
 
 __all__ = ["Conversation"]
 

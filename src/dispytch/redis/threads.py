@@ -39,6 +39,7 @@ class _Reader(Link):
         self.channels: Channels = channels
         self.address: str = address
         self.stopping: bool = False
+        self.heard_at: float = 0.0
         self._batches: deque[list[Delivery]] = deque()
         self._room = threading.Condition()
         self._is_open = False
