@@ -165,6 +165,15 @@ def test_ipv6(folder: Path) -> None:
         assert run(folder, "health", f"http://[::1]:{port}").returncode == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_without_the_extra_it_says_what_to_install(folder: Path, workers: str) -> None:
+    (folder / "h11.py").write_text("raise ImportError('not installed')")
+    arguments = ("run", "app:dispatcher", "--http", "0", "--workers", workers)
+    done = run(folder, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert 'Error: h11 is not installed: pip install "dispytch[http]"\n' in done.stderr
+
+
 def test_a_heartbeat_that_cannot_be_written(folder: Path) -> None:
     done = run(folder, "run", "app:dispatcher", "--heartbeat", "nowhere/beat")
     assert done.returncode == 1

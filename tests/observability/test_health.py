@@ -348,6 +348,11 @@ async def test_a_blocking_program(broker: MemoryBroker, backend: Any) -> None:
             serve_health_in_thread(dispatcher, port=server.port).__enter__()
 
 
+async def test_a_dispatcher_of_a_loop_is_not_served_from_a_thread(broker: MemoryBroker) -> None:
+    with pytest.raises(ConfigurationError, match=r"is served in its own event loop: .*on_lifespan="):
+        serve_health_in_thread(Gate(broker).dispatcher, port=0)
+
+
 async def test_a_blocking_dispatcher_has_it_in_its_own_loop_too(broker: MemoryBroker) -> None:
     servers: list[HealthServer] = []
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import anyio
 import pytest
 
 from dispytch import Event, EventBase, EventDispatcher, consumer_from_url
 from dispytch.health import HealthServer, serve_health
+from tests import brokers
 from tests.faults.proxy import proxy_to
 from tests.observability.support import get
-from tests.support import unique
+from tests.support import closed_port, unique
 from tests.test_examples import url_of
 
 pytestmark = pytest.mark.anyio
@@ -83,3 +85,22 @@ async def test_one_that_is_cut_off_is_alive_and_not_ready(transport: str, reques
             proxy.refuses = False
             await until_ready(server, 200)
             assert dispatcher.health().connected
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_kafka_that_does_not_answer(tmp_path: Path, kafka_server: str) -> None:
+    """Its client gets back by itself, so the dispatcher knows nothing of it; but it is not ready meanwhile."""
+    listens, port = closed_port(), closed_port()
+    with (
+        proxy_to(brokers.Kafka().url(listens)) as proxy,
+        brokers.started(brokers.Kafka((listens, proxy.port)), tmp_path, port),
+    ):
+        dispatcher = dispatcher_of(proxy.url)
+        async with serve_health(dispatcher, port=0) as server, dispatcher.lifespan():
+            await until_ready(server, 200)
+            proxy.refuses = True
+            proxy.cut()
+            (reason,) = await until_ready(server, 503)
+            assert reason.endswith("is not connected")
+            proxy.refuses = False
+            await until_ready(server, 200)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from dispytch._bridge import Loop
+from dispytch._runtime.dispatcher import EventDispatcher
+from dispytch.errors import ConfigurationError
 from dispytch.health.background import Background
 from dispytch.health.reports import POLL_TIMEOUT
 from dispytch.health.server import HealthServer, serve_health
@@ -98,6 +100,18 @@ def serve_health_in_thread(
 ) -> HealthThread:
     """The same as `serve_health` for blocking programs: ``with serve_health_in_thread(dispatcher, port=8080):``.
 
-    Meant for dispatchers of `dispytch.sync`, whose event loop ``/livez`` looks at.
+    Args:
+        dispatchers: Those of `dispytch.sync`, whose event loops ``/livez`` looks at.
+        host, port, poll_timeout, registry: See `serve_health`.
+
+    Raises:
+        ConfigurationError: a dispatcher is one for event loops, or as `serve_health` does.
     """
+    for one in dispatchers:
+        if isinstance(one, EventDispatcher):
+            # It would answer from its thread, and call a loop alive that does not turn.
+            raise ConfigurationError(
+                "a dispytch.EventDispatcher is served in its own event loop: "
+                "EventDispatcher(..., on_lifespan=lambda dispatcher: serve_health(dispatcher, port=8080))"
+            )
     return HealthThread(serve_health(*dispatchers, host=host, port=port, poll_timeout=poll_timeout, registry=registry))
