@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -83,6 +83,13 @@ class Telemetry:
 @pytest.fixture
 def telemetry() -> Telemetry:
     return Telemetry()
+
+
+@pytest.fixture(autouse=True)
+def detaches(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What is attached is detached in the same context, which OpenTelemetry only logs."""
+    yield
+    assert "detach" not in caplog.text
 
 
 class Order(EventBase):
@@ -349,6 +356,24 @@ async def test_failures(broker: MemoryBroker, telemetry: Telemetry) -> None:
     assert {point.attributes["error.type"]: point.count for point in points} == {"ValueError": 1, "Reject": 1}
     assert {point.attributes["messaging.destination.name"] for point in points} == {"orders"}
     assert points[0].explicit_bounds[0] == 0.005
+
+
+async def test_a_handler_that_is_cut_off(broker: MemoryBroker, telemetry: Telemetry) -> None:
+    dispatcher = dispatcher_on(broker, middlewares=[telemetry.middleware()], drain_timeout=0)
+    began = anyio.Event()
+
+    @dispatcher.handler(Order)
+    async def handle(event: Event[Order]) -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    async with EventEmitter(MemoryProducer(broker)) as emitter:
+        await emitter.emit(Order())
+    async with dispatcher.lifespan():
+        await began.wait()
+    (processed,) = telemetry.of_kind(SpanKind.CONSUMER)
+    assert "Cancelled" in str((processed.attributes or {})["error.type"])
+    assert not processed.events  # it is no error of the program
 
 
 async def test_emits_that_fail(telemetry: Telemetry) -> None:

@@ -123,5 +123,5 @@ def _consumer_health(link: Link) -> ConsumerHealth:
         consumer.transport,
         consumer.group_id,
         consumer.is_receiving(),
-        progress.lag,
+        None if progress.lag is None else dict(progress.lag),
     )
