@@ -38,7 +38,7 @@ def alike(text: str) -> str:
 
 
 class Terminal:
-    """Does what the page says, but for pip, which gets the wheel, and Docker, whose place a server of the tests takes."""
+    """Does what the page says; pip gets the wheel, and in the place of Docker there is a server of the tests."""
 
     def __init__(self, folder: Path, wheel: Path, broker: str) -> None:
         self.folder = folder
