@@ -338,7 +338,7 @@ class BareEnvelope(Envelope):
 
 
 class ClassicEnvelope(Envelope):
-    """The envelope of Dispytch 0.10: one document with ``id``, ``type``, ``body``, and ``timestamp`` in milliseconds."""
+    """The envelope of Dispytch 0.10: a document with ``id``, ``type``, ``body``, and ``timestamp`` in milliseconds."""
 
     def sealer(self, sealing: Sealing) -> Seal:
         serialize = sealing.serializer.serialize
