@@ -81,7 +81,7 @@ def test_the_newest_change_is_of_this_version(metadata: Message) -> None:
 def test_the_page_of_the_package_index_has_no_dead_links(metadata: Message) -> None:
     text = str(metadata.get_payload())
     assert text.lstrip().startswith("# Dispytch")
-    assert "guide: events, handlers,\ndependencies" in text
+    assert "guide: events, handlers,\ndependencies, middleware, delivery,\nordering" in text
     targets = re.findall(r"\]\(([^)]*)\)", text)
     assert all(target.startswith("https://") for target in targets), targets
 
