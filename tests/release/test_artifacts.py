@@ -31,8 +31,10 @@ def names_in(sdist: Path) -> set[str]:
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == source | {"dispytch/py.typed"}
+    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
+    source = {name for name in source if "__pycache__" not in name and ".egg-info" not in name}
+    assert {name for name in names if ".dist-info/" not in name} == source
+    assert "dispytch/py.typed" in source
     told = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
     assert told == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
