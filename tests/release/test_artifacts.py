@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from email.message import Message
 from pathlib import Path
@@ -54,6 +55,24 @@ def untracked() -> list[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+def test_tests_run_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
+    """As distributions do it, with their own builds of what it needs."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_settling.py",
+        "tests/test_package.py",
+    ]
+    assert " passed" in run("env", f"PYTHONPATH={folder / 'src'}", *command, cwd=folder).stdout
+
+
 def test_the_wheel_of_the_sdist_is_the_wheel_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, ROOT)
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
@@ -98,3 +117,11 @@ def test_a_release_is_of_files_that_ci_has_tested() -> None:
     release = (ROOT / ".github" / "workflows" / "release.yml").read_text()
     assert release.count("id-token: write") == 1
     assert "needs: tests" in release
+
+
+def test_only_a_tag_of_this_version_is_released(metadata: Message) -> None:
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    script = textwrap.dedent(release.partition("        run: |\n")[2].partition("      - run:")[0])
+    for tag, code in ((f"v{metadata['Version']}", 0), (metadata["Version"], 1), ("v0.0.1", 1)):
+        done = run("env", f"TAG={tag}", "bash", "-ec", script, cwd=ROOT, check=False)
+        assert done.returncode == code, done.stderr
