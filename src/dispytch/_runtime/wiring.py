@@ -56,6 +56,7 @@ class Bound:
         "begin",
         "call",
         "dead_letter",
+        "declared",
         "delimiter",
         "event",
         "handler",
@@ -76,7 +77,7 @@ class Bound:
         handler: Handler,
         plan: Plan,
         pattern: Pattern,
-        takes: Callable[[Hashable], bool],
+        declared: EventSubscription | EventRoute,
         policy: AckPolicy,
         dead_letter: EventRoute | None,
         limit: Limit | None,
@@ -90,7 +91,9 @@ class Bound:
         self.event = handler.event
         self.pattern: Pattern = pattern
         self.delimiter: str | None = pattern.delimiter
-        self.takes: Callable[[Hashable], bool] = takes
+        self.declared: EventSubscription | EventRoute = declared
+        """The subscription in its transport's form."""
+        self.takes: Callable[[Hashable], bool] = _any_scope if isinstance(declared, EventRoute) else declared.takes
         self.policy: AckPolicy = policy
         self.ack_first = isinstance(policy, AckBeforeProcessing)
         self.is_manual = isinstance(policy, ManualAck)
@@ -104,6 +107,10 @@ class Bound:
         self.begin: Begin
         self.must_settle: bool
         """A call that returns without a word of the handler's is a failure; around middleware that is known already."""
+
+
+def _any_scope(scope: Hashable) -> bool:
+    return True
 
 
 Match = tuple[Bound, Mapping[str, str]]
@@ -139,6 +146,8 @@ class Wired:
         self.consumer: Consumer = consumer
         self.bound: Sequence[Bound] = bound
         self.subscriptions: Sequence[Subscription] = subscriptions
+        self.envelope: Envelope = options.envelope
+        self.deserializer: Deserializer = options.deserializer
         opener = options.envelope.opener(options.deserializer, consumer.features)
         self.open: Callable[[Delivery], Opened] = opener if options.envelope.notes_replays else _noting_replays(opener)
         self._matchers: dict[str | None, Matcher[Bound]] = {}
@@ -338,7 +347,7 @@ def _wire_consumer(
             handler,
             plans[id(handler)],
             pattern,
-            (lambda scope: True) if isinstance(declared, EventRoute) else declared.takes,
+            declared,
             policy,
             dead_letter,
             limits.get(id(handler)),
