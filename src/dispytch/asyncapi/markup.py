@@ -1,0 +1,48 @@
+"""HTML in which every text is escaped, wherever it comes from."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+__all__ = ["Markup", "prose", "tag"]
+
+_EMPTY = frozenset({"meta", "br", "wbr"})
+_CODE = re.compile(r"``(.+?)``|`([^`\n]+)`")
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str | None, **attributes: str | None) -> Markup:
+    """An element. Children that are no `Markup` are escaped, as are all values of attributes.
+
+    Args:
+        attributes: With ``_`` for ``-``, and one at the end of Python's own words: ``class_``. ``None`` leaves one out.
+    """
+    text = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _EMPTY:
+        return Markup(f"<{name}{text}>")
+    inner = "".join(child if isinstance(child, Markup) else escape(child) for child in children if child is not None)
+    return Markup(f"<{name}{text}>{inner}</{name}>")
+
+
+def prose(text: object, **attributes: str | None) -> Markup:
+    """Paragraphs, with what is between backticks as code."""
+    found = re.split(r"\n\s*\n", str(text).strip())
+    return Markup("".join(tag("p", _spans(one), **attributes) for one in found if one.strip()))
+
+
+def _spans(text: str) -> Markup:
+    made, start = "", 0
+    for code in _CODE.finditer(text):
+        made += escape(text[start : code.start()]) + tag("code", (code[1] or code[2]).strip())
+        start = code.end()
+    return Markup(made + escape(text[start:]))
