@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-__all__ = ["Markup", "prose", "tag"]
+__all__ = ["Markup", "escaped", "prose", "tag"]
 
 _EMPTY = frozenset({"meta", "br", "wbr"})
 _CODE = re.compile(r"``(.+?)``|`([^`\n]+)`")
@@ -17,7 +17,12 @@ class Markup(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str | None, **attributes: str | None) -> Markup:
+def escaped(text: str) -> Markup:
+    """A text as HTML; `Markup` stays as it is."""
+    return text if isinstance(text, Markup) else Markup(escape(text))
+
+
+def tag(element: str, /, *children: str | None, **attributes: str | None) -> Markup:
     """An element. Children that are no `Markup` are escaped, as are all values of attributes.
 
     Args:
@@ -28,10 +33,10 @@ def tag(name: str, *children: str | None, **attributes: str | None) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _EMPTY:
-        return Markup(f"<{name}{text}>")
-    inner = "".join(child if isinstance(child, Markup) else escape(child) for child in children if child is not None)
-    return Markup(f"<{name}{text}>{inner}</{name}>")
+    if element in _EMPTY:
+        return Markup(f"<{element}{text}>")
+    inner = "".join(escaped(child) for child in children if child is not None)
+    return Markup(f"<{element}{text}>{inner}</{element}>")
 
 
 def prose(text: object, **attributes: str | None) -> Markup:

@@ -102,7 +102,7 @@ class _Maker:
         required = schema.get("required", ())
         found = {}
         for name, one in properties.items():
-            if depth < _DEEPEST or name in required:
+            if name in required or (depth < _DEEPEST and referred(one) not in self._inside):
                 found[name] = self.make(one, name, depth + 1)
         more = schema.get("additionalProperties")
         if not properties and isinstance(more, dict) and more and depth < _DEEPEST:
