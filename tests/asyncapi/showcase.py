@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from dispytch.kafka import KafkaConsumer, KafkaEventConfig, KafkaEventRoute
 T = TypeVar("T")
 
 
-class Currency(str, Enum):
+class Currency(StrEnum):
     EUR = "EUR"
     USD = "USD"
 
@@ -81,7 +81,7 @@ class OrderPlaced(EventBase):
     payment: Annotated[Card | Invoice, Field(discriminator="kind")]
     ship_to: Address
     placed_at: datetime = Field(description="When the customer pressed the button.")
-    notes: dict[str, str] = {}
+    notes: dict[str, str] = Field({})
 
     @computed_field(description="The sum over all lines.")  # type: ignore[prop-decorator]  # as pydantic documents it
     @property

@@ -8,6 +8,7 @@ from html import escape
 __all__ = ["Markup", "escaped", "prose", "tag"]
 
 _EMPTY = frozenset({"meta", "br", "wbr"})
+_ITEM = re.compile(r"^[ \t]*[-*] ", re.MULTILINE)
 _CODE = re.compile(r"``(.+?)``|`([^`\n]+)`")
 
 
@@ -40,9 +41,15 @@ def tag(element: str, /, *children: str | None, **attributes: str | None) -> Mar
 
 
 def prose(text: object, **attributes: str | None) -> Markup:
-    """Paragraphs, with what is between backticks as code."""
+    """Paragraphs and lists, with what is between backticks as code."""
     found = re.split(r"\n\s*\n", str(text).strip())
-    return Markup("".join(tag("p", _spans(one), **attributes) for one in found if one.strip()))
+    return Markup("".join(_block(one, attributes) for one in found if one.strip()))
+
+
+def _block(text: str, attributes: dict[str, str | None]) -> Markup:
+    before, *items = _ITEM.split(text)
+    made = tag("p", _spans(before.strip()), **attributes) if before.strip() else Markup()
+    return Markup(made + tag("ul", *(tag("li", _spans(one.strip())) for one in items))) if items else made
 
 
 def _spans(text: str) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 from dispytch.asyncapi.markup import Markup, escaped, prose, tag
 from dispytch.asyncapi.names import Names, slug
 from dispytch.asyncapi.samples import sample
-from dispytch.asyncapi.schemas import referred
+from dispytch.asyncapi.schemas import referred, resolve
 from dispytch.asyncapi.shapes import Shapes, code_block, inline_json
 
 __all__ = ["to_html"]
@@ -118,12 +118,11 @@ class _Page:
         label: Markup | str = name
         if kind == "channel":
             label = _address(self._channels[name], name)
-        elif kind == "message":
-            label = str(_map(self._messages[name]).get("title") or name)
-            if sum(_map(one).get("title") == label for one in self._messages.values()) > 1:
-                label = name
-        elif kind == "schema":
-            label = str(_map(self._components[name]).get("title") or name)
+        else:
+            things = self._messages if kind == "message" else self._components
+            title = _map(things[name]).get("title")
+            if isinstance(title, str) and sum(_map(one).get("title") == title for one in things.values()) == 1:
+                label = title
         return tag("li", tag("a", label, href=f"#{self._ids[kind, name]}"))
 
     def _main(self) -> Markup:
@@ -292,7 +291,7 @@ class _Page:
             "article",
             tag("h3", title, id=self._ids["message", name]),
             tag("p", *facts, class_="where") if facts else None,
-            prose(message["summary"], class_="summary") if message.get("summary") else None,
+            prose(message["summary"], class_="summary") if self._is_news(message) else None,
             prose(message["description"]) if message.get("description") else None,
             self._used_by(name),
             tag(
@@ -313,6 +312,11 @@ class _Page:
             ),
             class_="message",
         )
+
+    def _is_news(self, message: Mapping[str, Any]) -> bool:
+        """Whether a message's summary is not what its payload says anyway."""
+        summary, payload = message.get("summary"), resolve(message.get("payload"), self._components)
+        return bool(summary) and " ".join(str(summary).split()) not in " ".join(str(payload.get("description")).split())
 
     def _used_by(self, name: str) -> Markup:
         users = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from dispytch.asyncapi.schemas import Schema, referred, resolve
 __all__ = ["sample"]
 
 _DEEPEST = 6
+_GUESSES = ("text", "9.50", "1", "1234", "ABC-123", "ABC", "A1", "2026-01-31", "a-b")
+"""What many patterns take, one or the other."""
 _FORMATS = {
     "date-time": "2026-01-31T09:30:00Z",
     "date": "2026-01-31",
@@ -137,10 +140,19 @@ def _number(schema: Schema, kind: str) -> int | float:
     return value
 
 
+def _fits(pattern: str, text: str) -> bool:
+    try:
+        return re.search(pattern, text) is not None
+    except re.error:  # it is one of JavaScript's
+        return False
+
+
 def _text(schema: Schema, name: str) -> str:
     if (form := schema.get("format")) in _FORMATS:
         return _FORMATS[form]
     text = name.replace("_", " ").strip() or "text"
+    if isinstance(pattern := schema.get("pattern"), str):
+        return next((one for one in (text, *_GUESSES) if _fits(pattern, one)), text)
     if (least := schema.get("minLength")) is not None and len(text) < least:
         text = (text * (int(least) // len(text) + 1))[: int(least)] if least <= 64 else text
     if (most := schema.get("maxLength")) is not None:

@@ -120,7 +120,12 @@ class Shapes:
         for key, words in _LIMITS.items():
             if key in schema:
                 before, after = words.split("{}")
-                shown = Markup(escaped(before) + tag("code", str(schema[key])) + escaped(after))
+                value = schema[key]
+                shown = Markup(
+                    escaped(before)
+                    + tag("code", str(value))
+                    + escaped(after.removesuffix("s") if value == 1 else after)
+                )
                 found.append(tag("li", shown))
         if schema.get("uniqueItems"):
             found.append(tag("li", "no item twice"))
@@ -160,7 +165,11 @@ class Shapes:
         properties = schema.get("properties")
         if isinstance(properties, dict) and properties:
             required = schema.get("required", ())
-            rows = [self._row(str(name), one, name in required, depth, path) for name, one in properties.items()]
+            rows = [
+                row
+                for name, one in properties.items()
+                for row in self._rows(str(name), one, name in required, depth, path)
+            ]
             return tag(
                 "table",
                 tag("caption", caption),
@@ -172,18 +181,16 @@ class Shapes:
             return tag("p", Markup(Markup(" ").join(self._words(schema, 0))), class_="type")
         return Markup()
 
-    def _row(self, name: str, schema: Any, is_required: bool, depth: int, path: tuple[str, ...]) -> Markup:
+    def _rows(self, name: str, schema: Any, is_required: bool, depth: int, path: tuple[str, ...]) -> Iterator[Markup]:
         resolved = self._resolved(schema)
         mark = tag("span", "required", class_="required") if is_required else None
-        head = tag("th", tag("code", name), mark, scope="row")
-        details = [self._nested(one, depth, path) for one in self._parts(schema)]
-        return tag(
+        yield tag(
             "tr",
-            head,
-            tag(
-                "td", tag("p", self.type_of(schema), class_="type"), prose_of(resolved), self._facts(resolved), *details
-            ),
+            tag("th", tag("code", name), mark, scope="row"),
+            tag("td", tag("p", self.type_of(schema), class_="type"), prose_of(resolved), self._facts(resolved)),
         )
+        if nested := "".join(self._nested(one, depth, path) for one in self._parts(schema)):
+            yield tag("tr", tag("td", Markup(nested), colspan="2"), class_="more")
 
     def _parts(self, schema: Any) -> Iterator[Any]:
         """The objects that a field holds, wherever they are in it."""

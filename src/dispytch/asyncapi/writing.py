@@ -71,7 +71,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return "[]"
     if not isinstance(value, str):
-        return json.dumps(value, allow_nan=False)
+        return re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value, allow_nan=False))  # YAML 1.1 wants the dot
     if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
         return value
     return _STRANGE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
