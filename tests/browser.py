@@ -28,9 +28,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
-PROGRAM, PACKAGE = "chromium", "chromium"
-"""The program, and the Debian package that has it."""
-
 PATIENCE = 30.0
 """Seconds after which an answer will not come any more."""
 
@@ -68,8 +65,12 @@ class Browser:
 
     @classmethod
     @contextmanager
-    def start(cls, program: str = PROGRAM) -> Iterator[Self]:
-        """Runs a browser with a profile of its own, for the length of a context."""
+    def start(cls, program: str = "chromium") -> Iterator[Self]:
+        """Runs a browser with a profile of its own, for the length of a context.
+
+        Args:
+            program: Its name or path; any Chromium will do.
+        """
         # Chromium reads commands from descriptor 3 and answers at 4; ours are numbered higher, to be out of the way.
         theirs_in, to = (_high(one) for one in os.pipe())
         back, theirs_out = (_high(one) for one in os.pipe())
@@ -244,6 +245,8 @@ class Page:
             self._loaded += 1
         elif method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        elif method == "Network.loadingFailed" and not parameters.get("blockedReason"):
+            self.problems.append(f"{parameters['type']}: {parameters['errorText']}")
         elif method == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(parameters["exceptionDetails"])[:500])
         elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):

@@ -39,7 +39,8 @@ from dispytch.serialization import (
     MessagePackDeserializer,
     MessagePackSerializer,
 )
-from tests.asyncapi.checks import check
+from tests.asyncapi.applications import applications
+from tests.asyncapi.checks import check, check_page
 from tests.asyncapi.showcase import showcase
 from tests.support import CANARY
 
@@ -608,3 +609,8 @@ def test_two_hundred_events() -> None:
     assert len(found["channels"]) == 200
     assert len(found["operations"]) == 400
     assert len(found["components"]["messages"]) == 200
+
+
+@pytest.mark.parametrize("name", sorted(applications()))
+def test_applications_of_this_repository(name: str) -> None:
+    check_page(check(applications()[name]))

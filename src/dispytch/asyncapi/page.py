@@ -166,7 +166,7 @@ class _Page:
             for name, one in servers.items()
         ]
         heads = tag("tr", *(tag("th", text, scope="col") for text in ("Server", "Host", "Protocol")))
-        table = tag("table", tag("thead", heads), tag("tbody", *rows), class_="servers")
+        table = tag("table", tag("caption", "Servers"), tag("thead", heads), tag("tbody", *rows), class_="servers")
         return tag("section", tag("h2", "Servers", id="servers"), table)
 
     # --- channels and operations
