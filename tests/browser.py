@@ -248,7 +248,8 @@ class Page:
         elif method == "Network.loadingFailed" and not parameters.get("blockedReason"):
             self.problems.append(f"{parameters['type']}: {parameters['errorText']}")
         elif method == "Runtime.exceptionThrown":
-            self.problems.append(json.dumps(parameters["exceptionDetails"])[:500])
+            details = parameters["exceptionDetails"]
+            self.problems.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
             self.problems.append(json.dumps(parameters["args"])[:500])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):

@@ -66,7 +66,7 @@ def test_generated_applications(parser: Parser) -> None:
     found: list[dict[str, Any]] = []
 
     @given(documents())
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
     def collect(one: dict[str, Any]) -> None:
         assume('"$ref": {' not in json.dumps(one))  # a field of that name, which the parser takes for a reference
         found.append(one)
