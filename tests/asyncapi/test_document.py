@@ -412,6 +412,8 @@ def test_bodies(annotation: Any, title: str, payload: dict[str, Any]) -> None:
     handle.__annotations__["event"] = annotation
     dispatcher.handler(topic="bodies")(handle)
     message = sole(made(dispatcher)["components"]["messages"])
+    if message["payload"] == {"type": "object"}:  # which older pydantic says of a dict
+        message["payload"]["additionalProperties"] = True
     assert (message["title"], message["payload"]) == (title, payload)
 
 

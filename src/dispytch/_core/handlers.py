@@ -170,7 +170,7 @@ class Router(Registry):
 
     def __init__(self, middlewares: Sequence[Middleware] = (), *, tags: Sequence[str] = ()) -> None:
         super().__init__(middlewares)
-        self.tags = check_tags(tags, type(self).__name__)
+        self.tags: tuple[str, ...] = check_tags(tags, type(self).__name__)
 
 
 def refuse_bare(target: object) -> None:
