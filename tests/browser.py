@@ -31,6 +31,9 @@ from typing import Any, Literal, Self
 PATIENCE = 30.0
 """Seconds after which an answer will not come any more."""
 
+_TALLEST = 16_000
+"""Pixels of a picture that it can draw in one."""
+
 _ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",  # it runs as root in containers, and sees nothing but our own pages
@@ -222,10 +225,11 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def screenshot(self, file: Path, *, full: bool = False) -> None:
-        """Writes a PNG of what is seen, or of the full page."""
+        """Writes a PNG of what is seen, or of the full page, as far as it can draw one."""
         options: dict[str, Any] = {"format": "png"}
         if full:
             size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+            size["height"] = min(size["height"], _TALLEST)
             options |= {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", **options)["data"]))
 

@@ -109,6 +109,7 @@ def test_on_paper(browser: Browser, shop: str, tmp_path: Path) -> None:
     with browser.page(medium="print", scheme="dark") as page:
         page.open(shop)
         assert not page.evaluate("document.querySelector('nav').checkVisibility()")
+        assert page.evaluate("document.querySelector('main').offsetWidth > innerWidth * 0.9")
         assert page.evaluate(
             "document.querySelector('details.nested td').checkVisibility({contentVisibilityAuto: true})"
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from html import escape
 
-__all__ = ["Markup", "escaped", "prose", "tag"]
+__all__ = ["Markup", "breakable", "escaped", "name_of", "prose", "tag"]
 
 _EMPTY = frozenset({"meta", "br", "wbr"})
+_BETWEEN = re.compile(r"(?<=[.:/_])(?=.)", re.DOTALL)
 _ITEM = re.compile(r"^[ \t]*[-*] ", re.MULTILINE)
 _CODE = re.compile(r"``(.+?)``|`([^`\n]+)`")
 
@@ -58,3 +59,13 @@ def _spans(text: str) -> Markup:
         made += escape(text[start : code.start()]) + tag("code", (code[1] or code[2]).strip())
         start = code.end()
     return Markup(made + escape(text[start:]))
+
+
+def breakable(text: str) -> Markup:
+    """A name that may be broken between its parts, where it is too long for its place."""
+    return Markup(tag("wbr").join(map(escaped, _BETWEEN.split(text))))
+
+
+def name_of(text: object) -> Markup:
+    """A name of the program or of the broker."""
+    return tag("code", breakable(str(text)))

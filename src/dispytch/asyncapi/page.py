@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from dispytch.asyncapi.markup import Markup, escaped, prose, tag
+from dispytch.asyncapi.markup import Markup, escaped, name_of, prose, tag
 from dispytch.asyncapi.names import Names, slug
+from dispytch.asyncapi.pieces import address_of, as_map, counted, term, transport_of, words_of
 from dispytch.asyncapi.samples import sample
 from dispytch.asyncapi.schemas import referred, resolve
 from dispytch.asyncapi.shapes import Shapes, code_block, inline_json
@@ -15,13 +16,6 @@ from dispytch.asyncapi.shapes import Shapes, code_block, inline_json
 __all__ = ["to_html"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_TRANSPORTS = {
-    "kafka": "Kafka",
-    "rabbitmq": "RabbitMQ",
-    "redis": "Redis Pub/Sub",
-    "redis-stream": "Redis Streams",
-    "memory": "in memory",
-}
 _ACTIONS = {"receive": "receives", "send": "sends"}
 
 
@@ -39,10 +33,10 @@ def to_html(document: Mapping[str, Any]) -> str:
 class _Page:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
-        self._components: dict[str, Any] = _map(_map(document.get("components")).get("schemas"))
-        self._messages: dict[str, Any] = _map(_map(document.get("components")).get("messages"))
-        self._channels = _map(document.get("channels"))
-        self._operations = _map(document.get("operations"))
+        self._components: dict[str, Any] = as_map(as_map(document.get("components")).get("schemas"))
+        self._messages: dict[str, Any] = as_map(as_map(document.get("components")).get("messages"))
+        self._channels = as_map(document.get("channels"))
+        self._operations = as_map(document.get("operations"))
         names = Names()
         self._ids = {
             (kind, name): names.unique(f"{kind}-{slug(name, kind)}")
@@ -58,7 +52,7 @@ class _Page:
         self._shown = self._shown_in_messages()
 
     def html(self) -> str:
-        info = _map(self._document.get("info"))
+        info = as_map(self._document.get("info"))
         title = str(info.get("title", "AsyncAPI"))
         style = files("dispytch.asyncapi").joinpath("page.css").read_text("utf-8")
         head = tag(
@@ -83,11 +77,12 @@ class _Page:
     # --- around
 
     def _header(self, info: Mapping[str, Any], title: str) -> Markup:
+        handlers = {one.get("x-handler", key) for key, one in self._of_action("receive")}
+        sent = {one.get("title", key) for key, one in self._of_action("send")}
         counts = [
-            _count(len(self._channels), "channel"),
-            _count(sum(one.get("action") == "receive" for one in self._operations.values()), "handler"),
-            f"{sum(one.get('action') == 'send' for one in self._operations.values())} sent",
-            _count(len(self._messages), "message"),
+            counted(len(self._channels), "channel"),
+            counted(len(handlers), "handler"),
+            f"{counted(len(sent), 'event')} sent",
         ]
         return tag(
             "header",
@@ -96,6 +91,9 @@ class _Page:
             tag("div", prose(info["description"]), class_="lead") if info.get("description") else None,
             tag("ul", *(tag("li", one) for one in counts), class_="counts"),
         )
+
+    def _of_action(self, action: str) -> Iterator[tuple[str, Any]]:
+        return ((key, one) for key, one in self._operations.items() if one.get("action") == action)
 
     def _navigation(self) -> Markup:
         groups = [
@@ -117,13 +115,20 @@ class _Page:
     def _entry(self, kind: str, name: str) -> Markup:
         label: Markup | str = name
         if kind == "channel":
-            label = _address(self._channels[name], name)
+            label = self._channel_label(name)
         else:
             things = self._messages if kind == "message" else self._components
-            title = _map(things[name]).get("title")
-            if isinstance(title, str) and sum(_map(one).get("title") == title for one in things.values()) == 1:
+            title = as_map(things[name]).get("title")
+            if isinstance(title, str) and sum(as_map(one).get("title") == title for one in things.values()) == 1:
                 label = title
         return tag("li", tag("a", label, href=f"#{self._ids[kind, name]}"))
+
+    def _channel_label(self, name: str) -> Markup:
+        channel = as_map(self._channels[name])
+        address = channel.get("address")
+        if sum(as_map(one).get("address") == address for one in self._channels.values()) == 1:
+            return address_of(channel, name)
+        return Markup(address_of(channel, name) + escaped(f" {transport_of(channel)}"))
 
     def _main(self) -> Markup:
         schemas = self._separate_schemas()
@@ -132,14 +137,14 @@ class _Page:
             tag(
                 "section",
                 tag("h2", "Channels", id="channels"),
-                *(self._channel(name, _map(channel)) for name, channel in self._channels.items()),
+                *(self._channel(name, as_map(channel)) for name, channel in self._channels.items()),
             )
         )
         parts.append(
             tag(
                 "section",
                 tag("h2", "Messages", id="messages"),
-                *(self._message(name, _map(message)) for name, message in self._messages.items()),
+                *(self._message(name, as_map(message)) for name, message in self._messages.items()),
             )
         )
         if schemas:
@@ -153,14 +158,14 @@ class _Page:
         return tag("main", *parts, id="content", tabindex="-1")
 
     def _servers(self) -> Markup:
-        servers = _map(self._document.get("servers"))
+        servers = as_map(self._document.get("servers"))
         if not servers:
             return Markup()
         rows = [
             tag(
                 "tr",
                 tag("th", name, scope="row"),
-                tag("td", tag("code", f"{one.get('host', '')}{one.get('pathname', '')}")),
+                tag("td", name_of(f"{one.get('host', '')}{one.get('pathname', '')}")),
                 tag("td", str(one.get("protocol", ""))),
             )
             for name, one in servers.items()
@@ -172,33 +177,33 @@ class _Page:
     # --- channels and operations
 
     def _channel(self, name: str, channel: Mapping[str, Any]) -> Markup:
-        transport = channel.get("x-transport")
-        badge = tag("span", _TRANSPORTS.get(str(transport), str(transport)), class_="transport") if transport else None
+        transport = transport_of(channel)
+        badge = tag("span", transport, class_="transport") if transport else None
         operations = [
             (key, one)
             for key, one in self._operations.items()
-            if _map(one.get("channel")).get("$ref") == f"#/channels/{name}"
+            if as_map(one.get("channel")).get("$ref") == f"#/channels/{name}"
         ]
         operations.sort(key=lambda item: item[1].get("action") != "receive")
         return tag(
             "article",
-            tag("h3", _address(channel, name), id=self._ids["channel", name]),
+            tag("h3", address_of(channel, name), id=self._ids["channel", name]),
             tag("p", badge, *self._places(channel), class_="where"),
             prose(channel["description"]) if channel.get("description") else None,
-            self._parameters(_map(channel.get("parameters"))),
-            *(self._operation(key, _map(one)) for key, one in operations),
+            self._parameters(as_map(channel.get("parameters"))),
+            *(self._operation(key, as_map(one)) for key, one in operations),
             class_="channel",
         )
 
     def _places(self, channel: Mapping[str, Any]) -> Iterator[Markup]:
-        amqp = _map(_map(channel.get("bindings")).get("amqp"))
+        amqp = as_map(as_map(channel.get("bindings")).get("amqp"))
         for kind in ("exchange", "queue"):
-            if name := _map(amqp.get(kind)).get("name"):
-                yield tag("span", f"{kind} ", tag("code", str(name)))
+            if name := as_map(amqp.get(kind)).get("name"):
+                yield tag("span", f"{kind} ", name_of(name))
         if pattern := channel.get("x-pattern"):
-            yield tag("span", "pattern ", tag("code", str(pattern)))
+            yield tag("span", "pattern ", name_of(pattern))
         for reference in channel.get("servers", ()):
-            yield tag("span", "on ", tag("code", str(_map(reference).get("$ref", "")).rpartition("/")[2]))
+            yield tag("span", "on ", tag("code", str(as_map(reference).get("$ref", "")).rpartition("/")[2]))
 
     def _parameters(self, parameters: Mapping[str, Any]) -> Markup:
         if not parameters:
@@ -247,29 +252,29 @@ class _Page:
         )
 
     def _operation_facts(self, operation: Mapping[str, Any], tags: Sequence[str]) -> Iterator[Markup]:
-        messages = [str(_map(one).get("$ref", "")).rpartition("/")[2] for one in operation.get("messages", ())]
+        messages = [str(as_map(one).get("$ref", "")).rpartition("/")[2] for one in operation.get("messages", ())]
         if messages:
-            yield _term("Messages" if len(messages) > 1 else "Message", *map(self._message_link, messages))
+            yield term("Messages" if len(messages) > 1 else "Message", *map(self._message_link, messages))
         if handler := operation.get("x-handler"):
-            yield _term("Handler", tag("code", str(handler)))
+            yield term("Handler", name_of(handler))
         if group := operation.get("x-group"):
-            yield _term("Group", tag("code", str(group)))
+            yield term("Group", name_of(group))
         if (queue := operation.get("x-queue")) and queue != group:
-            yield _term("Queue", tag("code", str(queue)))
+            yield term("Queue", name_of(queue))
         if pattern := operation.get("x-pattern"):
-            yield _term("Pattern", tag("code", str(pattern)))
-        if batch := _map(operation.get("x-batch")):
-            yield _term("Batches", f"of up to {batch.get('size')}, after {batch.get('wait')} s at the latest")
+            yield term("Pattern", name_of(pattern))
+        if batch := as_map(operation.get("x-batch")):
+            yield term("Batches", f"of up to {batch.get('size')}, after {batch.get('wait')} s at the latest")
         if acknowledgement := operation.get("x-acknowledgement"):
-            yield _term("Acknowledged", _words(str(acknowledgement)))
-        if letters := _map(operation.get("x-dead-letter")):
-            yield _term("Dead letters", tag("code", str(letters.get("address", ""))))
+            yield term("Acknowledged", words_of(str(acknowledgement)))
+        if letters := as_map(operation.get("x-dead-letter")):
+            yield term("Dead letters", name_of(letters.get("address", "")))
         if tags:
-            yield _term("Tags", *(tag("span", one, class_="tag") for one in tags))
+            yield term("Tags", *(tag("span", one, class_="tag") for one in tags))
 
     def _message_link(self, name: str) -> Markup:
         known = self._ids.get(("message", name))
-        title = str(_map(self._messages.get(name)).get("title") or name)
+        title = str(as_map(self._messages.get(name)).get("title") or name)
         return tag("a", title, href=f"#{known}") if known else tag("span", title)
 
     # --- messages and schemas
@@ -304,7 +309,7 @@ class _Page:
                 ),
                 tag(
                     "div",
-                    tag("h4", "Example" if is_given else "Example, made up"),
+                    tag("h4", "Example" if is_given else "Example (made up)"),
                     code_block(value, f"Example of {title}"),
                     class_="example",
                 ),
@@ -326,7 +331,7 @@ class _Page:
                 href=f"#{self._ids['operation', key]}",
             )
             for key, one in self._operations.items()
-            if any(str(_map(ref).get("$ref", "")).rpartition("/")[2] == name for ref in one.get("messages", ()))
+            if any(str(as_map(ref).get("$ref", "")).rpartition("/")[2] == name for ref in one.get("messages", ()))
         ]
         return tag("p", "Used by: ", Markup(", ".join(users)), class_="users") if users else Markup()
 
@@ -334,12 +339,21 @@ class _Page:
         headers = message.get("headers")
         if not headers:
             return Markup()
-        table = self._shapes.table(headers, f"Headers of {title}")
-        return tag("details", tag("summary", "Headers"), table, class_="headers")
+        parts = as_map(headers).get("allOf")
+        parts = parts if isinstance(parts, list) else []
+        shared = [one for one in parts if referred(one) is not None]
+        own = {"allOf": [one for one in parts if one not in shared]} if shared else headers
+        return tag(
+            "details",
+            tag("summary", "Headers"),
+            *(tag("p", "All of ", self._shapes.type_of(one), ", with:", class_="type") for one in shared),
+            self._shapes.table(own, f"Headers of {title}"),
+            class_="headers",
+        )
 
     def _schema(self, name: str) -> Markup:
         schema = self._components[name]
-        title = str(_map(schema).get("title") or name)
+        title = str(as_map(schema).get("title") or name)
         return tag(
             "article",
             tag("h3", title, id=self._ids["schema", name]),
@@ -356,7 +370,7 @@ class _Page:
         """The components that are shown as the payload of a message, each with the first one that does."""
         found: dict[str, str] = {}
         for name, message in self._messages.items():
-            target = self._payload_target(_map(message))
+            target = self._payload_target(as_map(message))
             if target is not None:
                 found.setdefault(target, name)
         return found
@@ -366,39 +380,3 @@ class _Page:
 
     def _schema_link(self, name: str) -> str | None:
         return f"#{self._ids['schema', name]}" if ("schema", name) in self._ids else None
-
-
-def _map(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _term(name: str, *values: str) -> Markup:
-    return tag("div", tag("dt", name), tag("dd", *(Markup(tag("span", one)) for one in values)))
-
-
-def _words(name: str) -> str:
-    """``AckAfterProcessing`` as words."""
-    text = name.removeprefix("Ack") or name
-    return "".join(f" {one.lower()}" if one.isupper() else one for one in text).strip()
-
-
-def _address(channel: Any, name: str) -> Markup:
-    """An address, with the segments that vary marked, and places where it may be broken."""
-    address = _map(channel).get("address")
-    if not isinstance(address, str):
-        return tag("code", f"{name} (its address is not known)", class_="address")
-    made, rest = "", address
-    for parameter in _map(_map(channel).get("parameters")):
-        before, braced, after = rest.partition(f"{{{parameter}}}")
-        if braced:
-            made += _breakable(before) + tag("var", braced)
-            rest = after
-    return tag("code", Markup(made + _breakable(rest)), class_="address")
-
-
-def _breakable(text: str) -> Markup:
-    return Markup("".join(escaped(part) + tag("wbr") for part in text.replace(".", ".\0").split("\0")))

@@ -178,7 +178,8 @@ class Shapes:
                 class_="fields",
             )
         if depth == 0 and not properties:
-            return tag("p", Markup(Markup(" ").join(self._words(schema, 0))), class_="type")
+            nested = "".join(self._nested(one, depth, path) for one in self._parts(schema))
+            return Markup(tag("p", self.type_of(schema), class_="type") + nested)
         return Markup()
 
     def _rows(self, name: str, schema: Any, is_required: bool, depth: int, path: tuple[str, ...]) -> Iterator[Markup]:
