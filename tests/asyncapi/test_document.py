@@ -583,6 +583,7 @@ def test_secrets_in_defaults_and_descriptions_are_hidden() -> None:
     class Connected(EventBase):
         __topic__ = "connected"
         url: str = Field(f"redis://ada:{CANARY}@host:1/0", description=f"such as kafka://:{CANARY}@host")
+        pattern: str = Field(f"https://{CANARY}@host", pattern="^https?://.*@.*$", examples=[f"amqp://a:/@{CANARY}@b"])
 
     @(dispatcher := on()).handler(topic="connected")
     def handle(event: Event[Connected]) -> None: ...
@@ -590,6 +591,13 @@ def test_secrets_in_defaults_and_descriptions_are_hidden() -> None:
     handle.__doc__ = f"As amqp://x:{CANARY}@y says."
     found = made(dispatcher, description=f"https://u:{CANARY}@example.com", emits=[Connected])
     assert found["info"]["description"] == "https://***@example.com"
+    assert found["components"]["schemas"]["Connected"]["properties"]["pattern"] == {
+        "default": "https://***@host",
+        "examples": ["amqp://***@b"],
+        "pattern": "^https?://.*@.*$",
+        "title": "Pattern",
+        "type": "string",
+    }
 
 
 def test_security_is_there_if_it_is_given() -> None:

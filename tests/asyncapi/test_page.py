@@ -114,9 +114,9 @@ def test_headings_are_in_order() -> None:
 
 
 def test_markup() -> None:
-    assert tag("p", "<", Markup("<br>"), None, class_="a&b", id=None) == '<p class="a&amp;b">&lt;<br></p>'
+    assert tag("p", "<", Markup("<br>"), None, class_="a&b", id=None) == '<p class="a&amp;b">&lt;<br></p>\n'
     assert prose("one `<x>` two\nthree\n\n* a\n* ``b``", class_="x") == (
-        '<p class="x">one <code>&lt;x&gt;</code> two\nthree</p><ul><li>a</li><li><code>b</code></li></ul>'
+        '<p class="x">one <code>&lt;x&gt;</code> two\nthree</p>\n<ul><li>a</li>\n<li><code>b</code></li>\n</ul>\n'
     )
 
 
@@ -158,5 +158,5 @@ def test_examples_of_the_model_come_first() -> None:
         x: int
 
     page = check_page(check(document(title="t", version="1", emits=[Shown])))
-    assert '<h4>Example</h4><pre tabindex="0" role="region" aria-label="Example of Shown">' in page
+    assert '<h4>Example</h4>\n<pre tabindex="0" role="region" aria-label="Example of Shown">' in page
     assert '<span class="k">&quot;x&quot;</span>: <span class="n">42</span>' in page

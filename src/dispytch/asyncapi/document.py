@@ -214,7 +214,10 @@ def _operation(one: Traffic, channel: Channel, messages: _Messages) -> Schema:
 def _clean(value: Any) -> Any:
     """Plain data that every writer can write: no secrets of URLs, nothing that JSON has no form for."""
     if isinstance(value, dict):
-        return {_text(str(name)): one if name == "pattern" else _clean(one) for name, one in value.items()}
+        return {
+            _text(str(name)): _text(one) if name == "pattern" and isinstance(one, str) else _clean(one)
+            for name, one in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_clean(one) for one in value]
     if isinstance(value, str):

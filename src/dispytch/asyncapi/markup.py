@@ -8,6 +8,12 @@ from html import escape
 __all__ = ["Markup", "breakable", "escaped", "name_of", "prose", "tag"]
 
 _EMPTY = frozenset({"meta", "br", "wbr"})
+_BLOCKS = frozenset(
+    {
+        *("head", "title", "style", "header", "nav", "main", "section", "article", "footer", "h1", "h2", "h3", "h4"),
+        *("p", "div", "ul", "li", "dl", "details", "summary", "table", "caption", "thead", "tbody", "tr", "td", "pre"),
+    }
+)
 _BETWEEN = re.compile(r"(?<=[.:/_])(?=.)", re.DOTALL)
 _ITEM = re.compile(r"^[ \t]*[-*] ", re.MULTILINE)
 _CODE = re.compile(r"``(.+?)``|`([^`\n]+)`")
@@ -37,8 +43,9 @@ def tag(element: str, /, *children: str | None, **attributes: str | None) -> Mar
     )
     if element in _EMPTY:
         return Markup(f"<{element}{text}>")
+    end = "\n" if element in _BLOCKS else ""  # so that what changes in a page is a few lines
     inner = "".join(escaped(child) for child in children if child is not None)
-    return Markup(f"<{element}{text}>{inner}</{element}>")
+    return Markup(f"<{element}{text}>{inner}</{element}>{end}")
 
 
 def prose(text: object, **attributes: str | None) -> Markup:

@@ -24,7 +24,7 @@ _PROTOCOLS = {
     "rediss+stream": "rediss",
 }
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_SECRET = re.compile(r"(://)[^\s/@:\"'<>]*:[^\s\"'<>]*@")
+_SECRET = re.compile(r"(://)(?:[^\s/@\"'<>]*@|[^\s/@:\"'<>]*:[^\s\"'<>]*@)")
 
 
 def without_secrets(text: str) -> str:

@@ -26,6 +26,8 @@ _WRITERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"json": to_json, "
 _SUFFIXES = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".html": "html", ".htm": "html"}
 _MOST_SHOWN = 40
 """Lines of a difference."""
+_WIDEST = 160
+"""Characters of such a line."""
 
 
 @click.command("docs", cls=Command)
@@ -109,7 +111,7 @@ def command(
         click.echo(f"{output}: {_summary(made)}", err=True)
     elif difference := list(_difference(output, text)):
         for line in difference[:_MOST_SHOWN]:
-            click.echo(printable(line))
+            click.echo(printable(line if len(line) <= _WIDEST else f"{line[:_WIDEST]}…"))
         if len(difference) > _MOST_SHOWN:
             click.echo(f"... and {len(difference) - _MOST_SHOWN} more lines")
         click.echo(f"Error: {output} is not what the program says; write it anew without --check", err=True)
