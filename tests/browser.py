@@ -28,11 +28,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
-PROGRAM, PACKAGE = "chromium", "chromium"
-"""The program, and the Debian package that has it."""
-
 PATIENCE = 30.0
 """Seconds after which an answer will not come any more."""
+
+_TALLEST = 16_000
+"""Pixels of a picture that it can draw in one."""
 
 _ARGUMENTS = (
     "--headless=new",
@@ -68,8 +68,12 @@ class Browser:
 
     @classmethod
     @contextmanager
-    def start(cls, program: str = PROGRAM) -> Iterator[Self]:
-        """Runs a browser with a profile of its own, for the length of a context."""
+    def start(cls, program: str = "chromium") -> Iterator[Self]:
+        """Runs a browser with a profile of its own, for the length of a context.
+
+        Args:
+            program: Its name or path; any Chromium will do.
+        """
         # Chromium reads commands from descriptor 3 and answers at 4; ours are numbered higher, to be out of the way.
         theirs_in, to = (_high(one) for one in os.pipe())
         back, theirs_out = (_high(one) for one in os.pipe())
@@ -221,10 +225,11 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def screenshot(self, file: Path, *, full: bool = False) -> None:
-        """Writes a PNG of what is seen, or of the full page."""
+        """Writes a PNG of what is seen, or of the full page, as far as it can draw one."""
         options: dict[str, Any] = {"format": "png"}
         if full:
             size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+            size["height"] = min(size["height"], _TALLEST)
             options |= {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", **options)["data"]))
 
@@ -244,8 +249,11 @@ class Page:
             self._loaded += 1
         elif method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
+        elif method == "Network.loadingFailed" and not parameters.get("blockedReason"):
+            self.problems.append(f"{parameters['type']}: {parameters['errorText']}")
         elif method == "Runtime.exceptionThrown":
-            self.problems.append(json.dumps(parameters["exceptionDetails"])[:500])
+            details = parameters["exceptionDetails"]
+            self.problems.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
             self.problems.append(json.dumps(parameters["args"])[:500])
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
