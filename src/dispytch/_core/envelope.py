@@ -220,8 +220,8 @@ class CloudEventsEnvelope(Envelope):
         ]
 
         ours = (
-            *(prefix + attribute for attribute in ("specversion", "source", "type")),
             "content-type",
+            *(prefix + attribute for attribute in ("specversion", "source", "type")),
             *(prefix + attribute for attribute in ("id", "time", "partitionkey")),
         )
         key_name_of_ours = ours[-1]
@@ -233,13 +233,13 @@ class CloudEventsEnvelope(Envelope):
             raw_key: bytes | None = None
             count = len(received)
             if count == 6:
-                (first, _), (second, _), (third, raw_type), (fourth, _), (fifth, raw_id), (sixth, raw_time) = received
+                (first, _), (second, _), (third, _), (fourth, raw_type), (fifth, raw_id), (sixth, raw_time) = received
             elif count == 7:
                 (
                     (first, _),
                     (second, _),
-                    (third, raw_type),
-                    (fourth, _),
+                    (third, _),
+                    (fourth, raw_type),
                     (fifth, raw_id),
                     (sixth, raw_time),
                     (seventh, raw_key),
@@ -338,7 +338,7 @@ class BareEnvelope(Envelope):
 
 
 class ClassicEnvelope(Envelope):
-    """The envelope of Dispytch before 1.0: one document with ``id``, ``type``, ``body`` and ``timestamp``."""
+    """The envelope of Dispytch 0.10: a document with ``id``, ``type``, ``body``, and ``timestamp`` in milliseconds."""
 
     def sealer(self, sealing: Sealing) -> Seal:
         serialize = sealing.serializer.serialize
@@ -347,7 +347,7 @@ class ClassicEnvelope(Envelope):
         def seal(
             id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
         ) -> Sealed:
-            payload = serialize({"id": id, "type": sealing.type, "body": body, "timestamp": int(time)})
+            payload = serialize({"id": id, "type": sealing.type, "body": body, "timestamp": int(time * 1000)})
             if not sealing.features.headers:
                 return (), payload
             return (content_type, *((name, value.encode()) for name, value in travelling), *own), payload
@@ -369,13 +369,22 @@ class ClassicEnvelope(Envelope):
                 kind if isinstance(kind, str) else None,
                 delivery.payload,
                 actual,
-                time=time if isinstance(time, str | int | float) else None,
+                time=_seconds(time),
                 key=delivery.key,
                 nested="body",
                 decoded=document["body"],
             )
 
         return open_classic
+
+
+def _seconds(milliseconds: Any) -> str | float | None:
+    if not isinstance(milliseconds, int | float):
+        return milliseconds if isinstance(milliseconds, str) else None
+    try:
+        return milliseconds / 1000
+    except OverflowError:  # an integer that no float can be
+        return None
 
 
 def _plain(body: Any) -> dict[str, Any]:
@@ -455,10 +464,10 @@ def _stamp(time: float) -> str:
 def _binary(sealing: Sealing) -> Seal:
     prefix, serialize = sealing.features.header_prefix, sealing.serializer.serialize
     fixed = (
+        ("content-type", sealing.serializer.content_type.encode()),
         (prefix + "specversion", b"1.0"),
         (prefix + "source", sealing.source.encode()),
         (prefix + "type", sealing.type.encode()),
-        ("content-type", sealing.serializer.content_type.encode()),
     )
     id_name, time_name, key_name = prefix + "id", prefix + "time", prefix + "partitionkey"
 

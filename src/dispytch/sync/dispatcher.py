@@ -22,6 +22,7 @@ from dispytch._runtime.dispatcher import EventDispatcher as AsyncDispatcher
 from dispytch._runtime.dispatcher import Lifespan, loop_options
 from dispytch._runtime.groups import HandlerGroup
 from dispytch._runtime.health import Health
+from dispytch._runtime.wiring import Wired
 from dispytch.abc import Consumer, Deserializer, EventSubscription, Middleware
 from dispytch.errors import ConfigurationError
 
@@ -123,6 +124,10 @@ class EventDispatcher(Registry):
         if self._thread is None or self._loop is None or not self._loop.post(turned.set):
             return True
         return turned.wait(timeout) or not self._thread.is_alive()
+
+    def wiring(self) -> Sequence[Wired]:
+        """What a start would run; see `dispytch.EventDispatcher.wiring`."""
+        return self._inner.wiring()
 
     def start(self) -> None:
         """Starts it, and returns when it consumes.
