@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from dispytch import EventDispatcher, HandlerGroup, Router, consumer_from_url
+from dispytch import EventDispatcher, HandlerGroup, Router, consumer_from_url, demo
 from dispytch.asyncapi import document
-from examples import demo
 from examples.shop import events, service, site
 from tests.asyncapi.showcase import showcase
 from tests.test_examples import ROOT
