@@ -24,6 +24,9 @@ USES = {
     "rabbitmq": "from dispytch.rabbitmq import RabbitMQProducer as P; P('amqp://localhost')",
     "redis": "from dispytch.redis import RedisStreamProducer as P; P('redis://localhost')",
     "msgpack": "from dispytch.serialization import MessagePackSerializer as S; S()",
+    "http": "from dispytch.health import HealthServer as H; H(None)",
+    "metrics": "import dispytch.metrics",
+    "otel": "import dispytch.telemetry",
     "trio": _APP + "app.run(backend='trio')",
     "uvloop": _APP + "app.run(use_uvloop=True)",
 }
