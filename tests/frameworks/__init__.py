@@ -1,0 +1,1 @@
+"""Programs of web frameworks, as processes on real brokers."""
