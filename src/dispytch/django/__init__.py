@@ -8,8 +8,8 @@ from dispytch.errors import MissingExtraError
 
 try:
     import django as _django  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError('Django is not installed: pip install "dispytch[django]"') from error
+except ImportError as _error:
+    raise MissingExtraError('Django is not installed: pip install "dispytch[django]"') from _error
 
 from dispytch.django.dispatching import dispatcher
 from dispytch.django.emitting import aemit, aemit_many, emit, emit_many, emit_on_commit, emitter

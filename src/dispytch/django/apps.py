@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
 from django.core import checks
 from django.utils.module_loading import autodiscover_modules
 
 from dispytch.django import conf
+from dispytch.django._typed import AppConfig
 
 __all__ = ["DispytchConfig"]
 
@@ -14,9 +14,9 @@ __all__ = ["DispytchConfig"]
 class DispytchConfig(AppConfig):
     """Imports the modules ``events`` and ``handlers`` of all apps, where there are any, and registers the checks."""
 
-    name = "dispytch.django"
-    label = "dispytch"
-    verbose_name = "Dispytch"
+    name: str = "dispytch.django"
+    label: str = "dispytch"
+    verbose_name: str = "Dispytch"
 
     def ready(self) -> None:
         from dispytch.django.checks import check, check_deployment

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError, SystemCheckError
+from django.core.management.base import CommandError, SystemCheckError
 from django.db import connections
 
 from dispytch.cli.errors import CHECK_FAILED, CONFIGURATION, FAILURE, USAGE, exit_code, one_line, sole
@@ -18,6 +18,7 @@ from dispytch.cli.serving import RunOptions, serve_until_signal, warn_of_repeats
 from dispytch.cli.supervisor import Supervisor
 from dispytch.cli.worker import follow_supervisor
 from dispytch.django import conf, dispatcher
+from dispytch.django._typed import BaseCommand
 from dispytch.errors import ConfigurationError
 
 __all__ = ["Command"]
@@ -30,7 +31,7 @@ _CHILD = "DISPYTCH_WORKER"
 class Command(BaseCommand):
     """The command."""
 
-    help = "Runs the handlers of the project until SIGINT or SIGTERM comes, then drains; a second signal cancels."
+    help: str = "Runs the project's handlers until SIGINT or SIGTERM comes, then drains; a second signal cancels."
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the arguments."""
