@@ -18,7 +18,7 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="dispytch-django-"))
 
 settings.configure(
     SECRET_KEY="of tests",
-    INSTALLED_APPS=["dispytch.django"],
+    INSTALLED_APPS=["dispytch.django", "dispytch.django.outbox"],
     DATABASES={
         alias: {
             "ENGINE": "django.db.backends.sqlite3",

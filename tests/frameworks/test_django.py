@@ -25,14 +25,14 @@ MANAGE = str(ROOT / "examples" / "django_shop" / "manage.py")
 class Shop:
     """The project with a database of its own."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, **variables: str) -> None:
         self.folder = folder
         self.url = url
+        self._variables = {"BROKER_URL": url, "DATABASE": str(folder / "db.sqlite3"), **variables}
 
     def start(self, *arguments: str, **variables: str) -> AbstractContextManager[Running]:
         command = [sys.executable, "-W", "error", MANAGE, *arguments]
-        database = str(self.folder / "db.sqlite3")
-        return program(self.folder, command, **{"BROKER_URL": self.url, "DATABASE": database, **variables})
+        return program(self.folder, command, **{**self._variables, **variables})
 
     def run(self, *arguments: str, **variables: str) -> tuple[int, str]:
         with self.start(*arguments, **variables) as command:
@@ -68,8 +68,8 @@ def shop(tmp_path: Path, redis_url: str) -> Shop:
     return migrated(tmp_path, redis_url.replace("redis://", "redis+stream://", 1))
 
 
-def migrated(folder: Path, url: str) -> Shop:
-    shop = Shop(folder, url)
+def migrated(folder: Path, url: str, **variables: str) -> Shop:
+    shop = Shop(folder, url, **variables)
     code, said = shop.run("migrate", "-v0")
     assert code == 0, said
     return shop

@@ -16,13 +16,23 @@ WSGI_APPLICATION = "shop.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 
-INSTALLED_APPS = ["dispytch.django", "orders"]
+INSTALLED_APPS = ["dispytch.django", "dispytch.django.outbox", "orders"]
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+
+DATABASE = os.environ.get("DATABASE", str(BASE_DIR / "db.sqlite3"))
+"""A file of SQLite, or the host (a folder of sockets) of PostgreSQL as ``postgresql:/run/postgresql``."""
 
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": DATABASE.removeprefix("postgresql:"),
+    }
+    if DATABASE.startswith("postgresql:")
+    else {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("DATABASE", BASE_DIR / "db.sqlite3"),
+        "NAME": DATABASE,
         # A request and a worker that write at the same time wait for each other.
         "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE"},
     }
@@ -32,6 +42,7 @@ DISPYTCH = {
     "URL": os.environ.get("BROKER_URL", "memory://django_shop"),
     "SOURCE": "django_shop",
     "GROUP": "django_shop",
-    "TIMEOUT": 5.0,
+    "TIMEOUT": float(os.environ.get("BROKER_TIMEOUT", "5")),
+    "OUTBOX": os.environ.get("OUTBOX") == "1",
     "ON_FAILURE": "orders.failures:keep",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["AppConfig", "BaseCommand"]
+__all__ = ["AppConfig", "BaseCommand", "Migration", "Model"]
 
 if TYPE_CHECKING:
 
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
         def check(self, *args: Any, **options: Any) -> None:
             """Runs the system checks."""
 
+    class Model:
+        """See `django.db.models.Model`."""
+
+        def __init__(self, *args: Any, **values: Any) -> None: ...
+
+    class Migration:
+        """See `django.db.migrations.Migration`."""
+
 else:
     from django.apps import AppConfig
     from django.core.management.base import BaseCommand
+    from django.db.migrations import Migration
+    from django.db.models import Model

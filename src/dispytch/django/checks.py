@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import anyio
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -28,6 +29,7 @@ def check(app_configs: object = None, **_: object) -> list[checks.CheckMessage]:
     found = list(problems)
     if not found:
         found += _callback()
+        found += _outbox(config)
         found += _emitters(config)
         found += _dispatchers(config)
         found += _unused(config)
@@ -63,6 +65,15 @@ def _callback() -> Iterator[Problem]:
         failure_callback()
     except (ImportError, TypeError) as error:
         yield Problem("E006", f"DISPYTCH['ON_FAILURE'] cannot be used: {one_line(error)}")
+
+
+def _outbox(config: conf.Config) -> Iterator[Problem]:
+    if config.outbox and not apps.is_installed("dispytch.django.outbox"):
+        yield Problem(
+            "E009",
+            "DISPYTCH['OUTBOX'] is True, and its tables are not there",
+            "Add 'dispytch.django.outbox' to INSTALLED_APPS, and run manage.py migrate.",
+        )
 
 
 def _emitters(config: conf.Config) -> Iterator[Problem]:

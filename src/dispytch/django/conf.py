@@ -16,7 +16,7 @@ __all__ = ["DEFAULT", "Config", "DispatcherConfig", "EmitterConfig", "current", 
 
 DEFAULT = "default"
 
-_TOP = ("URL", "SOURCE", "TIMEOUT", "GROUP", "ON_FAILURE", "DISCOVER", "EMITTERS", "DISPATCHERS")
+_TOP = ("URL", "SOURCE", "TIMEOUT", "GROUP", "ON_FAILURE", "OUTBOX", "DISCOVER", "EMITTERS", "DISPATCHERS")
 _EMITTER = ("URL", "SOURCE", "TIMEOUT")
 _DISPATCHER = ("URL", "GROUP", "ROUTERS", "OPTIONS")
 
@@ -47,11 +47,19 @@ class DispatcherConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The setting, read. Emitters and dispatchers are by alias; a string is the import string of one."""
+    """The setting, read.
+
+    Attributes:
+        emitters, dispatchers: By alias; a string is the import string of one.
+        on_failure: What gets events that were not emitted after their commit, or its import string.
+        outbox: Whether `emit_on_commit` writes events to the database, for ``manage.py dispytch_outbox``.
+        discover: The modules that are imported from each app.
+    """
 
     emitters: Mapping[str, EmitterConfig | str] = field(default_factory=dict)
     dispatchers: Mapping[str, DispatcherConfig | str] = field(default_factory=dict)
     on_failure: str | Callable[..., Any] | None = None
+    outbox: bool = False
     discover: tuple[str, ...] = ("events", "handlers")
 
 
@@ -92,10 +100,14 @@ class _Reader:
         if on_failure is not None and not isinstance(on_failure, str) and not callable(on_failure):
             self._wrong("DISPYTCH['ON_FAILURE']", "a function, or the import string of one", on_failure)
             on_failure = None
+        outbox = self._given.get("OUTBOX", False)
+        if not isinstance(outbox, bool):
+            self._wrong("DISPYTCH['OUTBOX']", "True or False", outbox)
+            outbox = False
         discover = self._names("DISPYTCH['DISCOVER']", self._given.get("DISCOVER", Config().discover))
         emitters = dict(self._each("EMITTERS", self._emitter, is_implied=bool(self._given.get("URL"))))
         dispatchers = dict(self._each("DISPATCHERS", self._dispatcher, is_implied="GROUP" in self._given))
-        return Config(emitters, dispatchers, on_failure, Config().discover if discover is None else discover)
+        return Config(emitters, dispatchers, on_failure, outbox, discover or Config().discover)
 
     def _each(
         self, key: str, read: Callable[[str, Mapping[str, Any]], Any], *, is_implied: bool

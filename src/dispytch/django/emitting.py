@@ -100,6 +100,9 @@ def emit_on_commit(*events: EventBase, using: str | None = None, emitter: str = 
     of the calls. What fails then is logged, and handed to the function of ``DISPYTCH["ON_FAILURE"]``; nothing is
     raised, since the commit stands.
 
+    With ``DISPYTCH["OUTBOX"]`` they are written to the outbox of the database instead, and so are part of the
+    transaction; ``manage.py dispytch_outbox`` emits them.
+
     Args:
         events: The events.
         using: The alias of the database; that of the default one.
@@ -108,11 +111,18 @@ def emit_on_commit(*events: EventBase, using: str | None = None, emitter: str = 
     Raises:
         ConfigurationError, EmitRejectedError: one of them cannot be emitted.
         TransactionManagementError: autocommit is off, and there is no ``atomic`` block.
+        DatabaseError: the outbox cannot be written to.
     """
     _refuse_others(events)
     chosen = _emitter(emitter)
     messages = chosen._factory.make_many(events)
-    connection = connections[DEFAULT_DB_ALIAS if using is None else using]
+    using = DEFAULT_DB_ALIAS if using is None else using
+    if emitter not in _replacements and conf.current().outbox:
+        from dispytch.django.outbox.writing import write  # which has a model: only where the app is installed
+
+        write(events, messages, emitter, using)
+        return
+    connection = connections[using]
     pending = _pending(connection, chosen, emitter) if connection.in_atomic_block else _Pending(chosen, emitter)
     last = _Last(pending)
     connection.on_commit(_Part(pending, events, messages))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
@@ -19,11 +18,11 @@ from dispytch.cli.supervisor import Supervisor
 from dispytch.cli.worker import follow_supervisor
 from dispytch.django import conf, dispatcher
 from dispytch.django._typed import BaseCommand
+from dispytch.django.logs import level_of, show_logs
 from dispytch.errors import ConfigurationError
 
 __all__ = ["Command"]
 
-_LEVELS = {0: "warning", 1: "info"}
 _CHILD = "DISPYTCH_WORKER"
 """The environment variable that a supervisor sets for its workers."""
 
@@ -71,7 +70,7 @@ class Command(BaseCommand):
             CommandError: it failed, with the exit codes of docs/guide/command-line.md.
         """
         alias, loop, workers = options["dispatcher"], options["loop"], options["workers"]
-        level = _LEVELS.get(options["verbosity"], "debug")
+        level = level_of(options["verbosity"])
         is_child = _CHILD in os.environ
         if not is_child and (workers > 1 or options["reload"]):
             run = RunOptions(alias, "", False, loop, "text", level, options["traceback"], workers)
@@ -79,7 +78,7 @@ class Command(BaseCommand):
             sys.exit(Supervisor(run, folder, [sys.executable, *sys.orig_argv[1:]]).run())
         if is_child:
             follow_supervisor()
-        _show_logs(level)
+        show_logs(options["verbosity"])
         try:
             made = dispatcher(alias)
             if workers > 1:
@@ -100,15 +99,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("there is at least one")
     return number
-
-
-def _show_logs(level: str) -> None:
-    """Shows the log of Dispytch on standard error, unless the project's LOGGING has it already."""
-    logger = logging.getLogger("dispytch")
-    if not logger.hasHandlers():
-        number = os.environ.get(_CHILD)
-        prefix = f"[{number}] " if number else ""
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {prefix}%(name)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(level.upper())
