@@ -6,9 +6,11 @@ import signal
 import socket
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import httpx
 import pytest
 
 from tests.cli.support import Running, program
+from tests.frameworks import BROKERS
 from tests.support import blocking_until, closed_port
-from tests.test_examples import BROKERS, ROOT, url_of
+from tests.test_examples import ROOT, url_of
 
 MANAGE = str(ROOT / "examples" / "django_shop" / "manage.py")
 
@@ -38,6 +41,10 @@ class Shop:
         with self.start(*arguments, **variables) as command:
             code = command.code()
         return code, command.said
+
+    def migrate(self) -> None:
+        code, said = self.run("migrate", "-v0")
+        assert code == 0, said
 
     @contextmanager
     def served(self, **variables: str) -> Iterator[httpx.Client]:
@@ -70,16 +77,27 @@ def shop(tmp_path: Path, redis_url: str) -> Shop:
 
 def migrated(folder: Path, url: str, **variables: str) -> Shop:
     shop = Shop(folder, url, **variables)
-    code, said = shop.run("migrate", "-v0")
-    assert code == 0, said
+    if "DATABASE" in variables:
+        shop.migrate()
+    else:
+        (folder / "db.sqlite3").write_bytes(empty_database())
     return shop
+
+
+@cache
+def empty_database() -> bytes:
+    """A file of SQLite with the shop's tables; once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        Shop(Path(folder), "memory://unused").migrate()
+        return (Path(folder) / "db.sqlite3").read_bytes()
 
 
 @pytest.mark.parametrize("broker", BROKERS)
 def test_from_a_request_to_the_database(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     shop = migrated(tmp_path, url_of(broker, request))
-    with shop.start("dispytch_worker") as worker, shop.served() as client:
-        worker.until_said("The dispatcher is ready")
+    workers = 2 if broker == "redis+stream" else 1
+    with shop.start("dispytch_worker", "--workers", str(workers)) as worker, shop.served() as client:
+        worker.until_said("The dispatcher is ready", times=workers)
         # The worker may have to wait until it has its partitions; it begins with what came before all the same.
         refused = client.post("", data={"item": "unicorn"})
         assert refused.status_code == 409
@@ -89,7 +107,7 @@ def test_from_a_request_to_the_database(broker: str, request: pytest.FixtureRequ
             assert client.get(str(order_id)).json()["parcel"] == f"lamp {number} in a box"
         worker.signal(signal.SIGTERM)
         assert worker.code() == 0, worker.said
-    assert "SIGTERM: draining" in worker.said
+    assert worker.said.count("SIGTERM: draining") == workers
     assert "ERROR" not in worker.said
     assert [item for (item,) in shop.rows("SELECT item FROM orders_order")] == ["lamp 0", "lamp 1", "lamp 2"]
     assert not shop.rows("SELECT * FROM orders_unsentevent")
@@ -99,16 +117,16 @@ def test_a_broker_that_is_down_at_the_commit(tmp_path: Path) -> None:
     """It accepts connections and says nothing: the request ends with the time-out, and the event is kept."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         shop = migrated(tmp_path, f"redis+stream://127.0.0.1:{mute.getsockname()[1]}")
-        with shop.served() as client:
+        with shop.served(BROKER_TIMEOUT="1.5") as client:
             began = time.monotonic()
             response = client.post("", data={"item": "lamp"})
             took = time.monotonic() - began
     assert response.status_code == 202
-    assert 4.5 < took < 10  # TIMEOUT is 5 s
+    assert 1.4 < took < 5
     assert [kind for (kind,) in shop.rows("SELECT kind FROM orders_unsentevent")] == ["OrderPlaced"]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("loop", ["uvloop", "trio"])
 def test_loops_of_the_worker(loop: str, shop: Shop) -> None:
     with shop.start("dispytch_worker", "--loop", loop) as worker:
         worker.until_said("The dispatcher is ready")
@@ -125,8 +143,6 @@ def test_exit_codes(shop: Shop) -> None:
     code, said = shop.run("dispytch_worker", BROKER_URL="nonsense")
     assert code == 4
     assert "(dispytch.E005) the emitter 'default' cannot be made" in said
-    code, said = shop.run("dispytch_worker", "--loop", "curio")
-    assert code == 2
 
 
 def test_reloading(shop: Shop, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from tests.cli.support import Running, program
+from tests.frameworks import BROKERS
 from tests.support import blocking_until, closed_port, unique
-from tests.test_examples import BROKERS, ROOT, run, url_of
+from tests.test_examples import ROOT, run, url_of
 
 APP = "examples.fastapi_shop.app:app"
 
