@@ -48,9 +48,23 @@ def fill(shop: Shop, count: int) -> str:
     return item
 
 
+STREAM = "django_shop.orders"
+
+
+def length(shop: Shop) -> int:
+    client: Any = redis.Redis.from_url(shop.url.replace("redis+stream://", "redis://", 1))
+    with client:
+        found: int = client.xlen(STREAM)
+        return found
+
+
 def emitted_of(shop: Shop, item: str) -> list[int]:
-    found = read_all(shop.url, "django_shop.orders")
-    return [one["body"]["order_id"] for one in found if one["body"]["item"] == item]
+    return [one["body"]["order_id"] for one in read_all(shop.url, STREAM) if one["body"]["item"] == item]
+
+
+def until_emitted(shop: Shop, item: str, count: int, before: int) -> list[int]:
+    blocking_until(lambda: length(shop) >= before + count and len(set(emitted_of(shop, item))) == count)
+    return emitted_of(shop, item)
 
 
 def until_one_is_active(first: Running, second: Running) -> tuple[Running, Running]:
@@ -62,42 +76,40 @@ def until_one_is_active(first: Running, second: Running) -> tuple[Running, Runni
 def test_two_relays_at_once(shop: Shop) -> None:
     with shop.start("dispytch_outbox") as first, shop.start("dispytch_outbox") as second:
         active, waiting = until_one_is_active(first, second)
+        before = length(shop)
         item = fill(shop, 1000)
-        blocking_until(lambda: len(emitted_of(shop, item)) >= 1000)
+        assert until_emitted(shop, item, 1000, before) == list(range(1000))
         active.signal(signal.SIGTERM)
         assert active.code() == 0, active.said
         waiting.until_said("Emptying the outbox")
-        more = fill(shop, 100)
-        blocking_until(lambda: len(emitted_of(shop, more)) >= 100)
+        before = length(shop)
+        item = fill(shop, 100)
+        assert until_emitted(shop, item, 100, before) == list(range(100))
         waiting.signal(signal.SIGINT)
         assert waiting.code() == 0, waiting.said
-    assert emitted_of(shop, item) == list(range(1000))
-    assert emitted_of(shop, more) == list(range(100))
 
 
 def test_a_relay_that_is_killed(shop: Shop) -> None:
     count = 5000
-    client: Any = redis.Redis.from_url(shop.url.replace("redis+stream://", "redis://", 1))
-    with client, shop.start("dispytch_outbox") as first, shop.start("dispytch_outbox") as second:
+    with shop.start("dispytch_outbox") as first, shop.start("dispytch_outbox") as second:
         active, _ = until_one_is_active(first, second)
-        before = client.xlen("django_shop.orders")
-        filling = Thread(target=lambda: items.append(fill(shop, count)))
+        before = length(shop)
         items: list[str] = []
+        filling = Thread(target=lambda: items.append(fill(shop, count)))
         filling.start()
-        blocking_until(lambda: client.xlen("django_shop.orders") > before)
+        blocking_until(lambda: length(shop) > before)
         active.signal(signal.SIGKILL)
         active.code()
-        at_the_kill = client.xlen("django_shop.orders") - before
+        at_the_kill = length(shop) - before
         filling.join()
-        (item,) = items
-        blocking_until(lambda: len(set(emitted_of(shop, item))) == count)
-    found = emitted_of(shop, item)
-    assert 0 < at_the_kill < count
+        found = until_emitted(shop, items[0], count, before)
+    assert at_the_kill < count
     assert list(dict.fromkeys(found)) == list(range(count))  # in order, and none is lost
     assert len(found) - count <= 500  # what comes again is at most the batch in hand
 
 
 def test_a_broker_that_comes_later(shop: Shop) -> None:
+    before = length(shop)
     item = fill(shop, 100)
     nowhere = f"redis+stream://127.0.0.1:{closed_port()}"
     with shop.start("dispytch_outbox", BROKER_URL=nowhere) as relay:
@@ -108,4 +120,4 @@ def test_a_broker_that_comes_later(shop: Shop) -> None:
     assert code == 3, said
     code, said = shop.run("dispytch_outbox", "--once")
     assert code == 0, said
-    assert emitted_of(shop, item) == list(range(100))
+    assert until_emitted(shop, item, 100, before) == list(range(100))
