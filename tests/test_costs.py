@@ -154,3 +154,23 @@ async def test_handling(register: Register, budget: float) -> None:
 async def test_other_routes_cost_nothing() -> None:
     without = await per_event(handling(plain))
     assert await per_event(handling(other_routes)) <= without + SLACK
+
+
+async def starting(handlers: int) -> int:
+    dispatcher = EventDispatcher(MemoryConsumer(MemoryBroker()))
+
+    async def handle(event: Event[Order]) -> None: ...
+
+    for number in range(handlers):
+        dispatcher.handler(topic=f"orders.{number}")(handle)
+    calls: list[str] = []
+    with counting(calls):
+        async with dispatcher.lifespan():
+            pass
+    return len(calls)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_start_takes_as_long_for_each_of_many_handlers_as_for_each_of_a_few() -> None:
+    few, some, many = [await starting(number) for number in (10, 110, 410)]
+    assert (many - some) / 300 <= (some - few) / 100 + SLACK

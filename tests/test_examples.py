@@ -49,7 +49,7 @@ def run(*command: str, **variables: str) -> str:
 @pytest.mark.parametrize("broker", ["memory", *(broker for broker in BROKERS if broker != "redis+stream")])
 def test_demo(loop: str, broker: str, request: pytest.FixtureRequest) -> None:
     url = "memory://demo" if broker == "memory" else url_of(broker, request)
-    lines = run("-m", "examples.demo", "--loop", loop, "--url", url).splitlines()
+    lines = run("-m", "dispytch", "demo", url, "--loop", loop).splitlines()
     assert lines[0] == "ledger: opened"
     assert lines[-1] == "ledger: closed"
     assert "done:    4 events handled" in lines
@@ -67,8 +67,8 @@ def test_demo(loop: str, broker: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_demo_has_patterns_that_redis_streams_cannot_serve(request: pytest.FixtureRequest) -> None:
-    done = start("-m", "examples.demo", "--url", url_of("redis+stream", request))
-    assert done.returncode == 1
+    done = start("-m", "dispytch", "demo", url_of("redis+stream", request))
+    assert done.returncode == 2
     assert "'shops.{shop}.orders' is a pattern, and Redis Streams have none" in done.stderr
     assert "Traceback" not in done.stderr
 

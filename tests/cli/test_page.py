@@ -24,6 +24,12 @@ _VARYING = (
     (r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b", "ID"),
     (r"(localhost|127\.0\.0\.1):\d+", "HOST"),
     (r"Redis [\d.]+ at", "Redis VERSION at"),
+    (
+        r"(?m)^(emit, one after the other|the same, until handled|emit_many of 1,000|handle what waits) .*",
+        r"\1 FIGURES",
+    ),
+    (r"\bdispytch-bench-[0-9a-f]{8}\b", "TOPIC"),
+    (r"Python [\d.]+, \d+ cores", "MACHINE"),
     (r" +", " "),
 )
 _LASTING = ("run", "tail")

@@ -220,8 +220,8 @@ class CloudEventsEnvelope(Envelope):
         ]
 
         ours = (
-            *(prefix + attribute for attribute in ("specversion", "source", "type")),
             "content-type",
+            *(prefix + attribute for attribute in ("specversion", "source", "type")),
             *(prefix + attribute for attribute in ("id", "time", "partitionkey")),
         )
         key_name_of_ours = ours[-1]
@@ -233,13 +233,13 @@ class CloudEventsEnvelope(Envelope):
             raw_key: bytes | None = None
             count = len(received)
             if count == 6:
-                (first, _), (second, _), (third, raw_type), (fourth, _), (fifth, raw_id), (sixth, raw_time) = received
+                (first, _), (second, _), (third, _), (fourth, raw_type), (fifth, raw_id), (sixth, raw_time) = received
             elif count == 7:
                 (
                     (first, _),
                     (second, _),
-                    (third, raw_type),
-                    (fourth, _),
+                    (third, _),
+                    (fourth, raw_type),
                     (fifth, raw_id),
                     (sixth, raw_time),
                     (seventh, raw_key),
@@ -455,10 +455,10 @@ def _stamp(time: float) -> str:
 def _binary(sealing: Sealing) -> Seal:
     prefix, serialize = sealing.features.header_prefix, sealing.serializer.serialize
     fixed = (
+        ("content-type", sealing.serializer.content_type.encode()),
         (prefix + "specversion", b"1.0"),
         (prefix + "source", sealing.source.encode()),
         (prefix + "type", sealing.type.encode()),
-        ("content-type", sealing.serializer.content_type.encode()),
     )
     id_name, time_name, key_name = prefix + "id", prefix + "time", prefix + "partitionkey"
 

@@ -313,6 +313,7 @@ def _wire_consumer(
     served: set[int],
 ) -> Wired:
     bound: list[Bound] = []
+    by_policy: dict[AckPolicy, list[Bound]] = {}
     subscriptions: dict[tuple[str, Any], Subscription] = {}
     for handler in handlers:
         if handler.consumer is not None and handler.consumer is not consumer:
@@ -343,14 +344,15 @@ def _wire_consumer(
             dead_letter,
             limits.get(id(handler)),
         )
-        for other in bound:
-            if other.policy != policy and other.pattern.overlaps(pattern):
+        for other in (one for known, alike in by_policy.items() if known != policy for one in alike):
+            if other.pattern.overlaps(pattern):
                 raise RegistrationError(
                     f"{owner} and handler {other.name} can receive the same event ({pattern.source!r} and "
                     f"{other.pattern.source!r}), but acknowledge it differently ({policy!r}, {other.policy!r}); give "
                     "both the same ack_policy"
                 )
         bound.append(item)
+        by_policy.setdefault(policy, []).append(item)
         known = subscriptions.get((pattern.source, declared))
         letters = () if known is None else known.dead_letters
         if dead_letter is not None and dead_letter not in letters:

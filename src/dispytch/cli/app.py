@@ -20,6 +20,8 @@ _COMMANDS = {
     "tail": "Show the events of a topic as they come.",
     "dead": "Look at dead letters, send them back, or drop them.",
     "doctor": "Ask a broker how it is, and what it has of a dispatcher's.",
+    "demo": "Run a small shop, and see what becomes of its events.",
+    "bench": "Measure what a broker and this machine can do, in a minute.",
 }
 _EPILOG = (
     "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong or the program cannot be imported, 3 the broker "

@@ -11,7 +11,7 @@ import click
 from dispytch.cli.errors import CommandError, UsageProblem, exit_code
 from dispytch.errors import ConfigurationError, DispytchError, MissingExtraError
 
-__all__ = ["advising", "broker_url", "declaring"]
+__all__ = ["advising", "any_url", "broker_url", "declaring"]
 
 _ADVICE = {
     ", or leave out declare=False": "; or check its name",
@@ -41,6 +41,11 @@ def broker_url(value: str) -> str:
             "a broker's URL begins with its scheme, as in redis://localhost:6379; env:NAME takes one from there"
         )
     return value
+
+
+def any_url(value: str) -> str:
+    """The same; the broker may be in this process, too."""
+    return value if value.startswith("memory://") else broker_url(value)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Option", "app_dir_option", "factory_option"]
+__all__ = ["Option", "app_dir_option", "factory_option", "loop_option"]
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -20,4 +20,7 @@ app_dir_option: Option = click.option(
     default=".",
     show_default=True,
     help="Where modules are looked for first.",
+)
+loop_option: Option = click.option(
+    "--loop", type=click.Choice(["asyncio", "uvloop", "trio"]), default="asyncio", show_default=True
 )

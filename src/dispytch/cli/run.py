@@ -9,7 +9,7 @@ import click
 from dispytch.cli.app import Command, is_debugging
 from dispytch.cli.errors import CONFIGURATION, FAILURE, sole
 from dispytch.cli.logs import FORMATS, LEVELS
-from dispytch.cli.options import app_dir_option, factory_option
+from dispytch.cli.options import app_dir_option, factory_option, loop_option
 from dispytch.cli.serving import RunOptions, report, serve
 
 __all__ = ["command"]
@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command("run", cls=Command)
 @click.argument("target", metavar="MODULE:DISPATCHER")
-@click.option("--loop", type=click.Choice(["asyncio", "uvloop", "trio"]), default="asyncio", show_default=True)
+@loop_option
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that share the events."
 )

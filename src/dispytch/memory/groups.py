@@ -100,8 +100,8 @@ class Member:
     def __init__(self, group: Group, wake: Callable[[], None]) -> None:
         self.group: Group = group
         self.wake: Callable[[], None] = wake
-        self.subscriptions: tuple[Subscription, ...] = ()
         self._matchers: dict[str | None, Matcher[None]] = {}
+        self._named: set[str] = set()
         self.cursors: dict[Cursor, None] = {}
         """What it reads."""
         self.fresh: dict[Cursor, None] = {}
@@ -112,8 +112,8 @@ class Member:
         """What another member came across, and is this one's by its key."""
 
     def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
-        self.subscriptions = tuple(subscriptions)
         self._matchers = {}
+        self._named = {item.pattern.source for item in subscriptions if item.pattern.is_literal}
         for subscription in subscriptions:
             delimiter = subscription.pattern.delimiter
             self._matchers.setdefault(delimiter, Matcher(delimiter)).add(subscription.pattern, None)
@@ -121,7 +121,7 @@ class Member:
     def wants(self, topic: Topic) -> bool:
         """Whether a subscription is for a topic; a dead-letter topic must be named, wildcards pass it by."""
         if topic.is_dead:
-            return any(item.pattern.is_literal and item.pattern.source == topic.name for item in self.subscriptions)
+            return topic.name in self._named
         return any(matcher.match(topic.name) for matcher in self._matchers.values())
 
 

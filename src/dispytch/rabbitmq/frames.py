@@ -1,4 +1,4 @@
-"""A connection of pika that tells when a read is through, survives headers which pika cannot read, and does not warn
+"""A connection of pika that takes plain deliveries past it, survives headers which pika cannot read, and does not warn
 of what is expected.
 
 pika raises in the middle of its loop at a date after the year 9999. The connection would be gone, the message back in
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from dispytch.rabbitmq.deliveries import Take, cut
 from dispytch.rabbitmq.source import import_pika
 
 __all__ = ["UNREADABLE", "connection_type"]
@@ -22,8 +23,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 UNREADABLE = {"ce-specversion": "1.0"}
 """In place of headers that cannot be read: an event without an id, which is dead-lettered as unreadable."""
 
-_READ_BYTES = 16 * 1024
-"""What is read at once, where pika reads a fourth; with much more, cutting frames off the buffer costs too much."""
+_READ_BYTES = 64 * 1024
+"""What is read at once; pika reads a sixteenth."""
 _HEADER_FRAME = 2
 _FRAME_START, _FIXED = 7, 12
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
@@ -31,14 +32,16 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 
 @cache
 def connection_type() -> Any:
-    """pika's SelectConnection, with a patient way of reading frames.
+    """pika's SelectConnection, with a quick and a patient way of reading frames.
 
-    Its ``after_read`` is called when what was read at once has been handed out, so that it can be passed on at once.
+    Its ``plain`` is the number of a channel, and what takes the plain deliveries of that channel. Its ``after_read`` is
+    called when what was read at once has been handed out, so that it can be passed on at once.
     """
     pika = import_pika()
     select: Any = pika.SelectConnection
 
     class Connection(select):  # type: ignore[misc]  # pika has no types
+        plain: tuple[int, Take] | None = None
         after_read: Callable[[], object] | None = None
 
         def _proto_connection_made(self, transport: Any) -> None:
@@ -46,7 +49,19 @@ def connection_type() -> Any:
             super()._proto_connection_made(transport)
 
         def _on_data_available(self, data_in: bytes) -> None:
-            super()._on_data_available(data_in)
+            # pika's own, with the cutting before each of its steps.
+            self._frame_buffer += data_in
+            while self._frame_buffer:
+                if self.plain is not None:
+                    found = cut(self._frame_buffer, *self.plain)
+                    self._trim_frame_buffer(found.size)
+                    if found.is_part or not self._frame_buffer:
+                        break
+                size, frame = self._read_frame()
+                if frame is None:
+                    break
+                self._trim_frame_buffer(size)
+                self._process_frame(frame)
             if self.after_read is not None:
                 self.after_read()
 

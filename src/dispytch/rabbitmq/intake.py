@@ -15,7 +15,7 @@ import anyio.lowlevel
 from dispytch._bridge import Waker
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError
-from dispytch.rabbitmq.properties import delivery_of, text_of
+from dispytch.rabbitmq.properties import delivery_of, plain_delivery, text_of
 from dispytch.rabbitmq.routes import Scope
 from dispytch.rabbitmq.source import Source, refusal
 from dispytch.rabbitmq.tags import Tags
@@ -29,6 +29,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 _STOP_TIMEOUT = 5.0
 _PERMANENT = (403, 404, 530)
 """Reply codes that trying again does not mend."""
+_MOST_KNOWN = 1000
+"""Of what is remembered to save time, since routing keys may be any number."""
 
 
 def channel_error(text: str, address: str) -> BrokerUnreachableError:
@@ -97,7 +99,7 @@ class Intake(ABC):
     def _scope(self, exchange: str, queue: str) -> Scope:
         scope = self._scopes.get((exchange, queue))
         if scope is None:
-            if len(self._scopes) > 1000:
+            if len(self._scopes) > _MOST_KNOWN:
                 self._scopes.clear()
             scope = self._scopes[exchange, queue] = Scope(text_of(exchange), queue)
         return scope
@@ -113,6 +115,8 @@ class PikaIntake(Intake):
         self._prefetch = prefetch
         self._channel: Any = None
         self._tags = Tags()
+        self._queues = {_consumer_tag(number).encode(): queue for number, queue in enumerate(topology.queues)}
+        self._sources: dict[tuple[bytes, bytes, bytes], tuple[str, Scope]] = {}
         self._consuming = 0
         self._is_open = False
         self._wire: Wire
@@ -160,6 +164,7 @@ class PikaIntake(Intake):
 
     def _channel_opened(self, channel: Any) -> None:
         self._channel = channel
+        self._wire.connection.plain = (channel.channel_number, self._take)
         self._wire.connection.after_read = self._pass_on
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(self._cancelled)
@@ -168,7 +173,7 @@ class PikaIntake(Intake):
     def _consume(self, _: Any) -> None:
         for number, queue in enumerate(self._topology.queues):
             self._channel.basic_consume(
-                queue, partial(self._deliver, queue), consumer_tag=f"dispytch-{number}", callback=self._consumed
+                queue, partial(self._deliver, queue), consumer_tag=_consumer_tag(number), callback=self._consumed
             )
 
     def _consumed(self, _: Any) -> None:
@@ -183,6 +188,30 @@ class PikaIntake(Intake):
         self.inbox.append(
             delivery_of(self._scope(method.exchange, queue), method.routing_key, properties, body, (self, tag))
         )
+
+    def _take(
+        self,
+        consumer: bytes,
+        tag: int,
+        exchange: bytes,
+        key: bytes,
+        headers: list[tuple[str, bytes]],
+        message_id: bytes,
+        timestamp: int,
+        body: bytes,
+    ) -> bool:
+        """See `Take`: the same as `_deliver`, for what pika has not looked at."""
+        where = self._sources.get((consumer, exchange, key))
+        if where is None:
+            if consumer not in self._queues:
+                return False
+            if len(self._sources) > _MOST_KNOWN:
+                self._sources.clear()
+            scope = self._scope(text_of(exchange), self._queues[consumer])
+            where = self._sources[consumer, exchange, key] = (text_of(key), scope)
+        self._tags.add(tag)
+        self.inbox.append(plain_delivery(where, headers, message_id, timestamp, body, (self, tag)))
+        return True
 
     def _pass_on(self) -> None:
         if self.inbox:
@@ -201,8 +230,7 @@ class PikaIntake(Intake):
             channel.basic_ack(tag)
 
     def _cancelled(self, frame: Any) -> None:
-        number = int(frame.method.consumer_tag.removeprefix("dispytch-"))
-        self._fail(cancelled_error(list(self._topology.queues)[number], self._source.address))
+        self._fail(cancelled_error(self._queues[frame.method.consumer_tag.encode()], self._source.address))
 
     def _channel_closed(self, channel: Any, reason: BaseException) -> None:
         self._channel = None
@@ -221,3 +249,7 @@ class PikaIntake(Intake):
     def _ended(self, error: BrokerError | None) -> None:
         self.ended = True
         self._note(error)
+
+
+def _consumer_tag(number: int) -> str:
+    return f"dispytch-{number}"

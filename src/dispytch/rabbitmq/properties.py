@@ -19,6 +19,7 @@ __all__ = [
     "check_message",
     "delivery_of",
     "fitted",
+    "plain_delivery",
     "properties_of",
     "target_of",
     "text_of",
@@ -175,21 +176,21 @@ def fitted(message: Message) -> Message:
 def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, token: Any) -> Delivery:
     """A message as it came, with properties as either client gives them."""
     unreadable: str | None = None
-    headers: list[tuple[str, bytes]] = []
+    headers = [
+        (name, _bytes(value))
+        for name, field in _AS_PROPERTIES.items()
+        if (value := getattr(properties, field)) is not None
+    ]
     try:
-        for name, value in (properties.headers or {}).items():
-            headers.append(
-                (
-                    name if type(name) is str else text_of(name),
-                    value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value),
-                )
+        headers += [
+            (
+                name if type(name) is str else text_of(name),
+                value.encode("utf-8", "surrogatepass") if type(value) is str else _bytes(value),
             )
+            for name, value in (properties.headers or {}).items()
+        ]
     except Exception as error:  # whatever a foreign program has put there, the connection must outlive it
-        headers.clear()
         unreadable = f"one of its headers cannot be told ({type(error).__name__})"
-    for name, field in _AS_PROPERTIES.items():
-        if (value := getattr(properties, field)) is not None:
-            headers.append((name, _bytes(value)))
     count = (properties.headers or {}).get(_DELIVERY_COUNT)
     return Delivery(
         text_of(routing_key),
@@ -202,6 +203,24 @@ def delivery_of(scope: Scope, routing_key: str, properties: Any, body: bytes, to
         unreadable=unreadable,
         token=token,
     )
+
+
+def plain_delivery(
+    where: tuple[str, Scope],
+    headers: list[tuple[str, bytes]],
+    message_id: bytes,
+    timestamp: int,
+    body: bytes,
+    token: Any,
+) -> Delivery:
+    """The same of what `deliveries.cut` finds, whose headers are strings alone.
+
+    Args:
+        where: Routing key and scope.
+    """
+    key, scope = where
+    position = message_id.decode("utf-8", "backslashreplace") if message_id else None
+    return Delivery(key, body, headers, _milliseconds(timestamp), None, position, None, token, scope=scope)
 
 
 def text_of(name: str | bytes) -> str:

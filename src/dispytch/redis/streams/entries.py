@@ -78,9 +78,10 @@ XADD = Command(_pack, _receipt)
 class _Shape:
     """Which fields an entry has. Those of a stream are mostly of a few shapes, so each is looked at once."""
 
-    __slots__ = ("has_payload", "is_plain", "key_at", "names", "version")
+    __slots__ = ("fields", "has_payload", "is_plain", "key_at", "names", "version")
 
     def __init__(self, fields: tuple[bytes, ...]) -> None:
+        self.fields: list[bytes] = [*fields]
         headers = [name for name in fields if name != _PAYLOAD]
         self.names: list[str] = [name.decode("utf-8", "backslashreplace") for name in headers]
         self.has_payload: bool = _PAYLOAD in fields
@@ -102,12 +103,16 @@ class _Shapes(dict[tuple[bytes, ...], _Shape]):
 
 
 _shapes = _Shapes()
+_last_shape = _Shape(())
 
 
 def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) -> Delivery:
     """An entry as a delivery."""
-    names, values = tuple(fields[::2]), fields[1::2]
-    shape = _shapes[names]
+    global _last_shape
+    names, values = fields[::2], fields[1::2]
+    shape = _last_shape
+    if names != shape.fields:  # to compare costs less than to hash
+        shape = _last_shape = _shapes[tuple(names)]
     payload: bytes | None = None
     if shape.is_plain:
         headers = list(zip(shape.names, values))  # noqa: B905 - the payload has no name there

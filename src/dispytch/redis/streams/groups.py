@@ -93,7 +93,7 @@ class Group:
         return any(stream.held for stream in self.streams.values())
 
     def acknowledge(self, stream: Stream, ids: Sequence[bytes]) -> bytes:
-        return packed("XACK", stream.key, self.key, *ids)
+        return packed("XACK", stream.key, self.key, ids=ids)
 
     def renew(self, stream: Stream, ids: Sequence[bytes]) -> Iterator[bytes]:
         """Tells the others that somebody is at work on these."""

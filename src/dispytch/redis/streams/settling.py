@@ -23,7 +23,7 @@ _NEVER = float("inf")
 _RENEWAL_CHECK = 0.002
 
 _Failures = list[tuple[Settlement, DispytchError]]
-_Entries = dict[Stream, list[tuple[bytes, Settlement]]]
+_Items = dict[Stream, list[Settlement]]
 
 
 class Settler:
@@ -43,21 +43,24 @@ class Settler:
     async def settle(self, settlements: Sequence[Settlement]) -> _Failures:
         """Returns those that could not be carried out, with the reason."""
         failed: _Failures = []
-        done: _Entries = {}
-        back: _Entries = {}
+        done: _Items = {}
+        back: _Items = {}
         writing = [
             item for item in settlements if item.outcome is Outcome.DEAD_LETTER and id(item) not in self._written
         ]
         unwritten = await self._write(writing) if writing else {}
         for item in settlements:
-            if id(item) in unwritten:
+            if unwritten and id(item) in unwritten:
                 failed.append((item, unwritten[id(item)]))
                 continue
-            stream, entry = item.delivery.token
+            stream = item.delivery.token[0]
             which = back if item.outcome is Outcome.RELEASE else done
-            which.setdefault(stream, []).append((entry, item))
+            if stream in which:
+                which[stream].append(item)
+            else:
+                which[stream] = [item]
         if back:
-            await self._stop_renewing({stream: [entry for entry, _ in items] for stream, items in back.items()})
+            await self._stop_renewing({stream: _ids(items) for stream, items in back.items()})
         try:
             await self._carry_out(done, back, failed)
         except BrokerError as error:
@@ -109,28 +112,32 @@ class Settler:
         while self._keeper.is_renewing:  # noqa: ASYNC110 - it is a matter of one round trip, and rare
             await anyio.sleep(_RENEWAL_CHECK)
 
-    async def _carry_out(self, done: _Entries, back: _Entries, failed: _Failures) -> None:
+    async def _carry_out(self, done: _Items, back: _Items, failed: _Failures) -> None:
         commands: list[bytes] = []
-        owners: list[tuple[Stream, list[tuple[bytes, Settlement]]]] = []
+        owners: list[list[Settlement]] = []
         for stream, items in done.items():
-            commands.append(self._group.acknowledge(stream, [entry for entry, _ in items]))
-            owners.append((stream, items))
+            commands.append(self._group.acknowledge(stream, _ids(items)))
+            owners.append(items)
         for stream, items in back.items():
-            for command in self._group.hand_back(stream, [entry for entry, _ in items]):
+            for command in self._group.hand_back(stream, _ids(items)):
                 commands.append(command)
-                owners.append((stream, items))
+                owners.append(items)
         replies: list[Any] = await self._control.call(*commands, timeout=_TIMEOUT) if commands else []
         refused: dict[int, tuple[Settlement, DispytchError]] = {}
-        for reply, (_, items) in zip(replies, owners, strict=True):
+        for reply, items in zip(replies, owners, strict=True):
             if is_error(reply) and not has_vanished(reply):
                 error = refusal(reply, self._address, "acknowledge entries")
-                refused.update((id(item), (item, error)) for _, item in items)
+                refused.update((id(item), (item, error)) for item in items)
         failed += refused.values()
         written = self._written
         for stream, items in (*done.items(), *back.items()):
             held = stream.held
-            for entry, item in items:
-                if id(item) not in refused:
-                    held.pop(entry, None)
+            for item in items:
+                if not refused or id(item) not in refused:
+                    held.pop(item.delivery.token[1], None)
                     if written:
                         written.pop(id(item), None)
+
+
+def _ids(items: Sequence[Settlement]) -> list[bytes]:
+    return [item.delivery.token[1] for item in items]

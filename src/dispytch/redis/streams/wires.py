@@ -10,6 +10,8 @@ import logging
 import queue
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import anyio
@@ -33,12 +35,18 @@ _GRACE = 0.1
 _NOTHING: Any = object()
 
 
-def packed(*words: bytes | str | int) -> bytes:
-    """A command's bytes."""
-    parts = [b"*%d\r\n" % len(words)]
+def packed(*words: bytes | str | int, ids: Sequence[bytes] = ()) -> bytes:
+    """A command's bytes.
+
+    Args:
+        ids: What follows the words; many, and mostly of one length.
+    """
+    parts = [b"*%d\r\n" % (len(words) + len(ids))]
     for word in words:
         raw = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    for length, alike in groupby(ids, len):
+        parts += (b"$%d\r\n" % length, (b"\r\n$%d\r\n" % length).join(alike), b"\r\n")
     return b"".join(parts)
 
 

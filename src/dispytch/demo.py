@@ -1,13 +1,10 @@
 """The whole way of an event: typed events out, validated bodies and injected dependencies in.
 
-python -m examples.demo                                  # the in-process broker, asyncio
-python -m examples.demo --loop trio
-python -m examples.demo --url redis://localhost:6379     # the same program on Redis
+``dispytch demo`` runs it, on the broker in the process or on the one of a URL; ``dispytch demo --source`` prints it.
 """
 
 from __future__ import annotations
 
-import argparse
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -26,7 +23,6 @@ from dispytch import (
     consumer_from_url,
     producer_from_url,
 )
-from dispytch.errors import DispytchError
 from dispytch.middleware import ExponentialBackoffWithFullJitter, Filter, Retry
 
 
@@ -124,16 +120,4 @@ async def main(url: str) -> None:
 ledger = Ledger()
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="memory://demo", help="the broker; by default one in this process")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop", "trio"], default="asyncio")
-    options = parser.parse_args()
-    try:
-        anyio.run(
-            main,
-            options.url,
-            backend="trio" if options.loop == "trio" else "asyncio",
-            backend_options={"use_uvloop": True} if options.loop == "uvloop" else {},
-        )
-    except DispytchError as error:  # for instance: Redis Streams have no patterns
-        raise SystemExit(f"error: {error}") from None
+    anyio.run(main, "memory://demo")
