@@ -107,7 +107,7 @@ class _Reader:
         discover = self._names("DISPYTCH['DISCOVER']", self._given.get("DISCOVER", Config().discover))
         emitters = dict(self._each("EMITTERS", self._emitter, is_implied=bool(self._given.get("URL"))))
         dispatchers = dict(self._each("DISPATCHERS", self._dispatcher, is_implied="GROUP" in self._given))
-        return Config(emitters, dispatchers, on_failure, outbox, discover or Config().discover)
+        return Config(emitters, dispatchers, on_failure, outbox, Config().discover if discover is None else discover)
 
     def _each(
         self, key: str, read: Callable[[str, Mapping[str, Any]], Any], *, is_implied: bool
