@@ -31,8 +31,8 @@ class OutboxEvent(Model):
     class Meta:
         """What Django is to know of the table."""
 
-        indexes = (models.Index(fields=["due_at", "id"], name="dispytch_outbox_due"),)
-        verbose_name = "event"
+        indexes: tuple[Any, ...] = (models.Index(fields=["due_at", "id"], name="dispytch_outbox_due"),)
+        verbose_name: str = "event"
 
     def __str__(self) -> str:
         return f"{self.event_type} {self.event_id} to {self.topic}"
@@ -50,7 +50,7 @@ class OutboxLease(Model):
     class Meta:
         """What Django is to know of the table."""
 
-        verbose_name = "lease"
+        verbose_name: str = "lease"
 
     def __str__(self) -> str:
         return f"{self.name} of {self.owner}"
