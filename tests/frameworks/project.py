@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from django.test.utils import override_settings
 from dispytch import EventBase
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="dispytch-django-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 settings.configure(
     SECRET_KEY="of tests",

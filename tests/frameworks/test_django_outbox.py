@@ -25,7 +25,9 @@ from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQP
 from dispytch.redis import RedisStreamEventConfig, RedisStreamEventRoute
 from dispytch.sync import EventEmitter
 from dispytch.testing import BlockingRecordingEmitter, Faults
+from tests.cli.support import read_all
 from tests.frameworks.project import Placed, changed
+from tests.support import unique
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,6 +189,28 @@ def test_one_broker_that_is_down_does_not_keep_others_from_theirs() -> None:
         with pytest.raises(EmitTimeoutError):
             Relay("default").run_once()
         assert numbers(emitted) == [2]
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq", "kafka"])
+def test_real_brokers(broker: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(f"{broker}_url").replace("redis://", "redis+stream://", 1)
+
+    class Kept(EventBase):
+        __topic__ = unique("kept")
+        n: int
+
+    with changed(URL=url, TIMEOUT=20.0):
+        emit_on_commit(*[Kept(n=n) for n in range(3)])
+        done = Relay("default").run_once()
+        if broker == "rabbitmq":  # where nobody listens, so that it is refused, and waits
+            assert done == 0
+            assert [row.tries for row in OutboxEvent.objects.all()] == [1, 1, 1]
+            assert "EmitRejectedError" in OutboxEvent.objects.all()[0].error
+        else:
+            assert done == 3
+            assert not OutboxEvent.objects.exists()
+    if broker == "redis":
+        assert [entry["body"]["n"] for entry in read_all(url, Kept.__topic__)] == [0, 1, 2]
 
 
 def test_one_relay_at_a_time() -> None:
