@@ -34,7 +34,7 @@ def postgres_folder() -> Iterator[Path]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def shop(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Shop:
     # A database of its own: nobody handles these events, and other tests would find all of them.
-    url = redis_url.replace("redis://", "redis+stream://", 1) + "/7"
+    url = redis_url.replace("redis://", "redis+stream://", 1).rpartition("/")[0] + "/7"
     variables = {"OUTBOX": "1", "BROKER_TIMEOUT": "0.8"}
     if request.param == "postgresql":
         variables["DATABASE"] = f"postgresql:{request.getfixturevalue('postgres_folder')}"
