@@ -102,7 +102,7 @@ def compare(options: argparse.Namespace, results: Results) -> None:
     transports = [name for name in options.transport if has_client(name, results.notes)]
     todo = {name: list(runs(name, options.measure, contenders, options.events)) for name in transports}
     core_loops = [loop for loop in loops if loop != "blocking"] if "core" in options.measure else []
-    cores = len(core_loops) * (len(core.MEASURES) - 1) + bool(core_loops)
+    cores = len(core_loops) * len(core.ON_LOOPS) + bool(core_loops)
     with progress((sum(map(len, todo.values())) + cores) * options.rounds) as begin:
         for transport, some in todo.items():
             with ExitStack() as stack:
@@ -169,12 +169,12 @@ def _measure_core(
     for measure, meaning in core.MEASURES.items():
         name, unit = meaning.rsplit(": ", 1)
         for turn in range(1, options.rounds + 1):
-            for loop in loops if measure != "import" else loops[:1]:
+            for loop in loops if measure in core.ON_LOOPS else loops[:1]:
                 begin(f"core {measure}, round {turn}: {loop}")
                 try:
                     found = run_job({"job": "core", "what": measure, "loop": loop, "total": total})
                 except JobError as error:
                     results.failures.append(str(error))
                     continue
-                contender = "python" if measure == "import" else loop
+                contender = loop if measure in core.ON_LOOPS else "python"
                 results.add("core", name, contender, unit, found["value"], None, "")

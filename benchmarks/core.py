@@ -1,15 +1,17 @@
-"""What one thing more costs, on the memory transport: a dependency, a middleware, other routes, waiting, the import.
+"""What one thing more costs, on the memory transport: a dependency, a middleware, other routes, waiting, the start.
 
 Both sides of each difference run in one process and take turns, so that a busy machine slows both.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import anyio
@@ -26,8 +28,11 @@ MEASURES = {
     "middleware": "one more middleware: us per event",
     "routes": "1,000 other routes: time per event, as a ratio",
     "routes-alone": "1,000 other routes, one event after the other: time per event, as a ratio",
-    "import": "import dispytch, beyond pydantic and anyio: ms",
+    "import": "import of all names of dispytch, beyond pydantic and anyio: ms",
+    "start": "from the start of Python to the first event handled, in memory: ms",
 }
+ON_LOOPS = tuple(name for name in MEASURES if name != "import")
+"""What is measured on each loop."""
 _CONCURRENCY = 100
 _SLEEP = 0.005
 _TURNS = 5
@@ -105,7 +110,10 @@ async def seconds_alone(register: Register, events: list[Any]) -> float:
 def job(what: str, loop: str, total: int) -> dict[str, Any]:
     """One of the `MEASURES`."""
     if what == "import":
-        return {"value": _import_ms()}
+        return {"value": _milliseconds_of(_IMPORT)}
+    if what == "start":
+        on_loop = {"trio": ["trio"], "uvloop": ["asyncio", "uvloop"]}.get(loop, [loop])
+        return {"value": _milliseconds_of(_START, *on_loop)}
     value: float = ours.run_on(loop, _measure, what, total)
     return {"value": value}
 
@@ -160,15 +168,46 @@ async def _measure(what: str, total: int) -> float:
     return (statistics.median(times[more]) - statistics.median(times[_plain])) / total / _SEVERAL * 1e6
 
 
-def _import_ms() -> float:
-    # Names, since both libraries load themselves only as these are asked for.
-    code = (
-        "import time, anyio; from pydantic import BaseModel, TypeAdapter; begin = time.perf_counter(); "
-        "from dispytch import *; print(time.perf_counter() - begin)"
-    )
-    command = [sys.executable, "-c", code]
-    found = [
-        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603 - the text above
-        for _ in range(_TURNS)
-    ]
-    return statistics.median(found) * 1e3
+_IMPORT = """
+import time, anyio
+from pydantic import BaseModel, TypeAdapter
+begin = time.perf_counter()
+from dispytch import *
+print(time.perf_counter() - begin)
+"""
+_START = """
+import anyio, sys, time
+from dispytch import Event, EventBase, EventDispatcher, EventEmitter
+from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
+
+class Order(EventBase):
+    __topic__ = "orders"
+    number: int
+
+broker = MemoryBroker()
+dispatcher = EventDispatcher(MemoryConsumer(broker))
+
+@dispatcher.handler(Order)
+async def handle(event: Event[Order]):
+    print(time.time() - float(sys.argv[1]))
+
+async def main():
+    async with dispatcher.lifespan(), EventEmitter(MemoryProducer(broker)) as emitter:
+        await emitter.emit(Order(number=1))
+        await dispatcher.idle()
+
+anyio.run(main, backend=sys.argv[2], backend_options={"use_uvloop": True} if sys.argv[3:] else {})
+"""
+
+
+def _milliseconds_of(program: str, *arguments: str) -> float:
+    """What a program prints, in seconds, in a process of its own; the median, its modules being compiled already."""
+    found: list[float] = []
+    with TemporaryDirectory() as folder:
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        variables["PYTHONPYCACHEPREFIX"] = folder
+        for _ in range(_TURNS + 1):
+            command = [sys.executable, "-c", program, str(time.time()), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)  # noqa: S603 - our own
+            found.append(float(done.stdout))
+    return statistics.median(found[1:]) * 1e3

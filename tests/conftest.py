@@ -16,6 +16,7 @@ import pytest
 from dispytch import EventDispatcher
 from dispytch.memory import MemoryBroker
 from tests import brokers
+from tests.browser import Browser
 from tests.helpers import dispatcher_on
 
 
@@ -104,6 +105,21 @@ def rabbitmq_url(pytestconfig: pytest.Config) -> Iterator[str]:
 def rabbitmq_server(pytestconfig: pytest.Config) -> str:
     """The path of the rabbitmq-server program, for tests that start their own."""
     return program_of(pytestconfig, "rabbitmq")
+
+
+def tool_of(config: pytest.Config, name: str) -> str:
+    """The path of one of the tools that tests use; skips without it, or fails where it must not be missing."""
+    try:
+        return brokers.tool(name, install=config.getoption("--install-brokers"))
+    except brokers.MissingServerError as error:
+        missing_server(config, error)
+
+
+@pytest.fixture(scope="session")
+def browser(pytestconfig: pytest.Config) -> Iterator[Browser]:
+    """A real browser, for pages of your own; see `tests.browser`."""
+    with Browser.start(tool_of(pytestconfig, "chromium")) as one:
+        yield one
 
 
 def _loop(name: str, options: dict[str, Any], needs: str, id: str) -> Any:

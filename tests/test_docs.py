@@ -6,11 +6,16 @@ where they are a project.
 
 from __future__ import annotations
 
+import inspect
 import re
+from ast import literal_eval
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from dispytch import EventDispatcher, EventEmitter, errors
+from dispytch.redis import RedisStreamConsumer
 from tests.test_examples import ROOT, run, start
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -89,3 +94,40 @@ def test_the_commands_of_the_readme_are_the_ones_that_ci_runs() -> None:
     assert 'tox" run' in ci
     assert "--install-brokers" in readme
     assert "--install-brokers" in ci
+
+
+def cells(page: str, heading: str) -> list[list[str]]:
+    """The rows of the first table after a heading, or after a line that begins with a text."""
+    after = (ROOT / "docs" / page).read_text().partition(f"\n{heading}")[2]
+    rows = re.findall(r"^\|(.*)\|$", after.partition("\n\n|")[2].partition("\n\n")[0], re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)] for row in rows]
+
+
+def test_the_page_on_errors_has_every_error() -> None:
+    named = {row[0].strip("`") for row in cells("guide/errors.md", "## What to do") if row[0].startswith("`")}
+    assert named == {*errors.__all__} - {"DispytchError", "EmitError"}  # which are never raised themselves
+
+
+def test_options_of_redis_streams_are_as_the_page_has_them() -> None:
+    table = (ROOT / "docs" / "transports" / "redis-streams.md").read_text().partition("## Options\n")[2]
+    shown = dict(re.findall(r"^\| `(\w+)=([^`]+)` \|", table, re.MULTILINE))
+    actual = inspect.signature(RedisStreamConsumer).parameters
+    assert {name: literal_eval(value) for name, value in shown.items()} == {
+        name: actual[name].default for name in actual if name not in ("redis", "group_id")
+    }
+
+
+@pytest.mark.parametrize("command", ["run", "check", "emit", "tail", "doctor"])
+def test_options_of_the_command_line_are_in_its_page(command: str) -> None:
+    page = (ROOT / "docs" / "guide" / "command-line.md").read_text()
+    found = import_module(f"dispytch.cli.{command}").command
+    options = {name for parameter in found.params for name in parameter.opts if name.startswith("--")}
+    assert {name for name in options if name not in page} == set()
+
+
+def test_every_option_of_a_dispatcher_and_an_emitter_is_in_a_page() -> None:
+    pages = "".join(page.read_text() for page in PAGES)
+    for kind in (EventDispatcher, EventEmitter):
+        for name in inspect.signature(kind).parameters:
+            if name not in ("consumers", "producer"):
+                assert f"{name}=" in pages or f"`{name}`" in pages, f"{kind.__name__}({name}=)"

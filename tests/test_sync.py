@@ -142,7 +142,7 @@ def test_the_two_worlds_have_the_same_names_and_parameters() -> None:
     assert [name for name, _, _ in blocking_parameters[len(loop_parameters) :]] == ["backend", "use_uvloop"]
     dispatcher = sync.EventDispatcher(MemoryConsumer(MemoryBroker()))
     assert parameters(dispatcher.handler) == parameters(dispytch.EventDispatcher.handler)[1:]
-    for name in ("add_router", "add_handler_group", "set_ack_policy", "health"):
+    for name in ("add_router", "add_handler_group", "set_ack_policy", "health", "wiring"):
         assert parameters(getattr(sync.EventDispatcher, name)) == parameters(getattr(dispytch.EventDispatcher, name))
 
 

@@ -1,11 +1,11 @@
 """Dead letters: reading them, and sending them back to where they came from.
 
-::
-
-    async with DeadLetters.from_url("kafka://localhost:9092", "orders.billing.dead") as dead:
-        async for letter in dead.read():
-            print(letter.id, letter.error)
-        print(await dead.replay(where=lambda letter: "TimeoutError" in letter.error))
+```python
+async with DeadLetters.from_url("kafka://localhost:9092", "orders.billing.dead") as dead:
+    async for letter in dead.read():
+        print(letter.id, letter.error)
+    print(await dead.replay(where=lambda letter: "TimeoutError" in letter.error))
+```
 """
 
 from __future__ import annotations

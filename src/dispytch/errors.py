@@ -1,21 +1,21 @@
 """Every error that Dispytch raises, by what the reader of it can do.
 
-::
-
-    DispytchError
-    ├── ConfigurationError          the program is wrong: change the code or the options
-    │   ├── RegistrationError       ... a handler, its parameters or its dependencies
-    │   └── MissingExtraError       ... or an optional package is not installed (also an ImportError)
-    ├── EmitError                   an event was not confirmed
-    │   ├── EmitRejectedError       it did not go: correct it, or emit it again without fear of a repeat
-    │   │   └── EmitUnreachableError    ... since no broker answered (also a BrokerUnreachableError)
-    │   ├── EmitTimeoutError        it may have gone: emit it again if handlers bear repeats (also a TimeoutError)
-    │   ├── EmitManyError           some of a batch failed: see its ``results``
-    │   └── UnconfirmedError        a producer was closed with events unconfirmed: see its ``count``
-    ├── DecodeError                 a message is not what the handler expects: permanent, never retried
-    ├── BrokerError                 the broker refused, or broke off
-    │   └── BrokerUnreachableError  ... or cannot be reached: check the address and the server
-    └── DeliveryError               an event could not be settled, for instance dead-lettered
+```text
+DispytchError
+├── ConfigurationError          the program is wrong: change the code or the options
+│   ├── RegistrationError       ... a handler, its parameters or its dependencies
+│   └── MissingExtraError       ... or an optional package is not installed (also an ImportError)
+├── EmitError                   an event was not confirmed
+│   ├── EmitRejectedError       it did not go: correct it, or emit it again without fear of a repeat
+│   │   └── EmitUnreachableError    ... since no broker answered (also a BrokerUnreachableError)
+│   ├── EmitTimeoutError        it may have gone: emit it again if handlers bear repeats (also a TimeoutError)
+│   ├── EmitManyError           some of a batch failed: see its ``results``
+│   └── UnconfirmedError        a producer was closed with events unconfirmed: see its ``count``
+├── DecodeError                 a message is not what the handler expects: permanent, never retried
+├── BrokerError                 the broker refused, or broke off
+│   └── BrokerUnreachableError  ... or cannot be reached: check the address and the server
+└── DeliveryError               an event could not be settled, for instance dead-lettered
+```
 
 Exceptions of client libraries are wrapped at the edge, with the original as ``__cause__``. Decoding errors carry
 sanitised details instead, since the originals quote the payload.

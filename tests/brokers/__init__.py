@@ -49,8 +49,15 @@ def program(name: str, *, install: bool = False) -> str:
     return find_or_install(server_named(name), install=install)
 
 
-TOOLS = {"kcat": "kcat", "redis-cli": "redis-tools", "openssl": "openssl", "ps": "procps"}
-"""Client programs that tests use, and the Debian packages that have them."""
+TOOLS = {
+    "kcat": "kcat",
+    "redis-cli": "redis-tools",
+    "openssl": "openssl",
+    "ps": "procps",
+    "chromium": "chromium",
+    "npm": "npm",
+}
+"""Other programs that tests use, and the Debian packages that have them."""
 
 
 def tool(program: str, *, install: bool = False) -> str:

@@ -26,6 +26,7 @@ from dispytch import (
     producer_from_url,
 )
 from dispytch.abc import EventRoute, Receipt
+from dispytch.asyncapi import document, to_html, to_json, to_yaml
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryEventSubscription, MemoryProducer
 from dispytch.middleware import FixedDelay, Retry, Timeout
 from dispytch.sync import EventDispatcher as BlockingDispatcher
@@ -167,6 +168,22 @@ def test_blocking(blocking: BlockingDispatcher) -> None:
         emitter: BlockingEmitter = BlockingRecordingEmitter(broker=app.broker)
         assert_type(emitter.emit_many([]), list[Receipt | None])
         app.idle()
+
+
+def documented(dispatcher: EventDispatcher, blocking: BlockingDispatcher, emitter: EventEmitter) -> None:
+    api = document(
+        dispatcher,
+        title="Shop",
+        version="1",
+        emits=[OrderPlaced],
+        emitter=emitter,
+        servers={"main": "kafka://broker", "other": {"host": "broker", "protocol": "amqp"}},
+    )
+    assert_type(api, dict[str, Any])
+    assert_type(document(blocking, title="Shop", version="1"), dict[str, Any])
+    for write in (to_html, to_json, to_yaml):
+        assert_type(write(api), str)
+    Router(tags=["billing"])
 
 
 class TestShop(TransportSuite):

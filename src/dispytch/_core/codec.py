@@ -32,6 +32,9 @@ class Serializer(ABC):
 class Deserializer(ABC):
     """Turns bytes into data. Called from several threads at once."""
 
+    content_type: ClassVar[str | None] = None
+    """The media type that it reads, for documents; ``None`` if that cannot be told."""
+
     @abstractmethod
     def deserialize(self, data: bytes) -> Any:
         """The data: mappings, lists, strings, numbers, booleans, None.
@@ -62,6 +65,8 @@ class JSONSerializer(Serializer):
 
 class JSONDeserializer(Deserializer):
     """JSON into data, or straight into a validated type in pydantic's JSON mode."""
+
+    content_type: ClassVar[str | None] = "application/json"
 
     def deserialize(self, data: bytes) -> Any:
         return from_json(data)

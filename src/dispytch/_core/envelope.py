@@ -338,7 +338,7 @@ class BareEnvelope(Envelope):
 
 
 class ClassicEnvelope(Envelope):
-    """The envelope of Dispytch before 1.0: one document with ``id``, ``type``, ``body`` and ``timestamp``."""
+    """The envelope of Dispytch 0.10: a document with ``id``, ``type``, ``body``, and ``timestamp`` in milliseconds."""
 
     def sealer(self, sealing: Sealing) -> Seal:
         serialize = sealing.serializer.serialize
@@ -347,7 +347,7 @@ class ClassicEnvelope(Envelope):
         def seal(
             id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
         ) -> Sealed:
-            payload = serialize({"id": id, "type": sealing.type, "body": body, "timestamp": int(time)})
+            payload = serialize({"id": id, "type": sealing.type, "body": body, "timestamp": int(time * 1000)})
             if not sealing.features.headers:
                 return (), payload
             return (content_type, *((name, value.encode()) for name, value in travelling), *own), payload
@@ -369,13 +369,22 @@ class ClassicEnvelope(Envelope):
                 kind if isinstance(kind, str) else None,
                 delivery.payload,
                 actual,
-                time=time if isinstance(time, str | int | float) else None,
+                time=_seconds(time),
                 key=delivery.key,
                 nested="body",
                 decoded=document["body"],
             )
 
         return open_classic
+
+
+def _seconds(milliseconds: Any) -> str | float | None:
+    if not isinstance(milliseconds, int | float):
+        return milliseconds if isinstance(milliseconds, str) else None
+    try:
+        return milliseconds / 1000
+    except OverflowError:  # an integer that no float can be
+        return None
 
 
 def _plain(body: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "Router",
     "check_middlewares",
     "check_params",
+    "check_tags",
     "make_handler",
     "refuse_bare",
     "refuse_single",
@@ -52,7 +53,8 @@ class Batching:
 class Handler:
     """A handler as it was registered.
 
-    ``outer`` is the middleware of the router that it came by, ``own`` that of its own decorator.
+    ``outer`` is the middleware of the router that it came by, ``own`` that of its own decorator, ``tags`` are the
+    router's.
     """
 
     func: Callable[..., Any]
@@ -68,6 +70,7 @@ class Handler:
     dead_letter: DeadLetterTarget
     concurrency: int | None
     batching: Batching | None
+    tags: tuple[str, ...] = ()
 
 
 class Registry:
@@ -75,6 +78,9 @@ class Registry:
 
     # What separates the segments of patterns: a router does not know it before a dispatcher takes it.
     _pattern_delimiter: str | EllipsisType | None = ...
+
+    tags: tuple[str, ...] = ()
+    """How documents group its handlers."""
 
     def __init__(self, middlewares: Sequence[Middleware] = ()) -> None:
         self.middlewares: tuple[Middleware, ...] = check_middlewares(middlewares, type(self).__name__)
@@ -137,6 +143,7 @@ class Registry:
                     concurrency=concurrency,
                     batch=batch,
                     batch_wait=batch_wait,
+                    tags=self.tags,
                 )
             )
             return func
@@ -155,7 +162,15 @@ class Router(Registry):
 
     Args:
         middlewares: Middleware around each of its handlers, the outermost first.
+        tags: How documents group its handlers, such as ``["billing"]``.
+
+    Raises:
+        RegistrationError: an argument is no list of what it should be.
     """
+
+    def __init__(self, middlewares: Sequence[Middleware] = (), *, tags: Sequence[str] = ()) -> None:
+        super().__init__(middlewares)
+        self.tags: tuple[str, ...] = check_tags(tags, type(self).__name__)
 
 
 def refuse_bare(target: object) -> None:
@@ -178,6 +193,15 @@ def check_middlewares(middlewares: Sequence[Middleware], owner: str) -> tuple[Mi
     return tuple(middlewares)
 
 
+def check_tags(tags: Sequence[str], owner: str) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise RegistrationError(f"{owner}: tags takes a list, also of one: tags=[{tags!r}]")
+    for tag in tags:
+        if not isinstance(tag, str) or not tag:
+            raise RegistrationError(f"{owner}: {tag!r} is no tag; give non-empty strings")
+    return tuple(dict.fromkeys(tags))
+
+
 def make_handler(
     func: Callable[..., Any],
     frame: Mapping[str, Any],
@@ -194,6 +218,7 @@ def make_handler(
     concurrency: int | None,
     batch: int | None = None,
     batch_wait: float | None = None,
+    tags: tuple[str, ...] = (),
 ) -> Handler:
     if not callable(func):
         raise RegistrationError(f"a handler must be callable, not {type(func).__name__}")
@@ -233,6 +258,7 @@ def make_handler(
         dead_letter,
         concurrency,
         batching,
+        tags,
     )
 
 

@@ -23,9 +23,9 @@ class Limit:
         if capacity < 1:
             raise ValueError(f"a limit of {capacity} lets nothing run")
         self.capacity: int = capacity
-        self.rank = next(_ranks)
+        self.rank: int = next(_ranks)
         # Slots taken, by items that run and by items that hold them while parked at a limit of a higher rank.
-        self.running = 0
+        self.running: int = 0
         # If any item is parked here, all slots are taken: one that is freed goes to the first of them directly.
         self.parked: deque[Any] = deque()
 

@@ -25,13 +25,14 @@ class AppScope:
 
     def __init__(self, steps: Sequence[tuple[Callable[..., Any], Step]]) -> None:
         self._steps = steps
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope
         self._thread = OwnerThread("dispytch app scope")
         self._entered: list[Entered] = []
 
     async def __aenter__(self) -> Mapping[Callable[..., Any], Any]:
         values: dict[Callable[..., Any], Any] = {}
         by_slot: dict[int, Any] = {}
+        self._scope = anyio.CancelScope()
         self._scope.__enter__()
         try:
             for func, step in self._steps:

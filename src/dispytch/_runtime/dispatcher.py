@@ -27,7 +27,7 @@ from dispytch._runtime.health import Health, State, health_of
 from dispytch._runtime.session import Session, Tuning
 from dispytch._runtime.threads import Threads
 from dispytch._runtime.urls import no_client
-from dispytch._runtime.wiring import Options, wire
+from dispytch._runtime.wiring import Options, Wired, wire
 from dispytch.abc import Consumer, Deserializer, EventRoute, EventSubscription
 from dispytch.errors import ConfigurationError, MissingExtraError
 from dispytch.serialization import JSONDeserializer
@@ -188,6 +188,15 @@ class EventDispatcher(Registry):
             self._state = "stopped"
             self._session = None
             self._ended.set()
+
+    def wiring(self) -> Sequence[Wired]:
+        """What a start would run: the consumers with their handlers, all checked; for documents and tools.
+
+        Raises:
+            ConfigurationError: something is declared wrong.
+        """
+        handlers, options = self._declared()
+        return wire(handlers, self.consumers, options)[0]
 
     def _declared(self) -> tuple[list[Handler], Options]:
         """What `wire` makes a run of: the handlers, those of routers too, and what goes for all of them."""

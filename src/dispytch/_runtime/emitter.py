@@ -43,10 +43,12 @@ class EmitterBase:
         if envelope is not None and not isinstance(envelope, Envelope):
             raise ConfigurationError(f"{envelope!r} is no envelope; give an instance such as CloudEventsEnvelope()")
         self.timeout: float | None = timeout
+        self.serializer: Serializer = JSONSerializer() if serializer is None else serializer
+        self.envelope: Envelope = CloudEventsEnvelope() if envelope is None else envelope
         self._factory = MessageFactory(
             producer,
-            JSONSerializer() if serializer is None else serializer,
-            CloudEventsEnvelope() if envelope is None else envelope,
+            self.serializer,
+            self.envelope,
             source,
             time.time,
             new_ids,

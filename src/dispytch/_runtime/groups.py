@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from dispytch._core.handlers import Handler, make_handler, refuse_bare
+from dispytch._core.handlers import Handler, check_tags, make_handler, refuse_bare
 from dispytch._core.params import callable_name, caller_locals
 from dispytch.abc import Middleware
 from dispytch.errors import RegistrationError
@@ -22,11 +22,15 @@ class HandlerGroup:
     Args:
         default_topic: The topic of handlers that name none.
         default_event: The event type of handlers that name none.
+        tags: How documents group its handlers.
     """
 
-    def __init__(self, default_topic: str | None = None, default_event: str | None = None) -> None:
+    def __init__(
+        self, default_topic: str | None = None, default_event: str | None = None, *, tags: Sequence[str] = ()
+    ) -> None:
         self.default_topic: str | None = default_topic
         self.default_event: str | None = default_event
+        self.tags: tuple[str, ...] = check_tags(tags, type(self).__name__)
         self.handlers: list[Handler] = []
 
     def handler(
@@ -74,6 +78,7 @@ class HandlerGroup:
                     ack_policy=None,
                     dead_letter=...,
                     concurrency=None,
+                    tags=self.tags,
                 )
             )
             return func

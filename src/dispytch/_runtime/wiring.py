@@ -56,6 +56,7 @@ class Bound:
         "begin",
         "call",
         "dead_letter",
+        "declared",
         "delimiter",
         "event",
         "handler",
@@ -76,34 +77,40 @@ class Bound:
         handler: Handler,
         plan: Plan,
         pattern: Pattern,
-        takes: Callable[[Hashable], bool],
+        declared: EventSubscription | EventRoute,
         policy: AckPolicy,
         dead_letter: EventRoute | None,
         limit: Limit | None,
     ) -> None:
         self.handler: Handler = handler
-        self.name = handler.name
-        self.key = handler.name
+        self.name: str = handler.name
+        self.key: str = handler.name
         """Tells it from other handlers of its consumer, also from those of the same name."""
-        self.identity = ""
+        self.identity: str = ""
         """Tells it from all other handlers: its consumer group, a slash, and its key."""
-        self.event = handler.event
+        self.event: str | None = handler.event
         self.pattern: Pattern = pattern
         self.delimiter: str | None = pattern.delimiter
-        self.takes: Callable[[Hashable], bool] = takes
+        self.declared: EventSubscription | EventRoute = declared
+        """The subscription in its transport's form."""
+        self.takes: Callable[[Hashable], bool] = _any_scope if isinstance(declared, EventRoute) else declared.takes
         self.policy: AckPolicy = policy
-        self.ack_first = isinstance(policy, AckBeforeProcessing)
-        self.is_manual = isinstance(policy, ManualAck)
+        self.ack_first: bool = isinstance(policy, AckBeforeProcessing)
+        self.is_manual: bool = isinstance(policy, ManualAck)
         self.batching: Batching | None = handler.batching
         self.needs: Sequence[BodyNeed] = [need for _, need in plan.bodies]
         """What of an event it takes."""
         self.dead_letter: EventRoute | None = dead_letter
         self.limits: tuple[Limit, ...] = () if limit is None else (limit,)
-        self.accepts_null = all(need.body.accepts_null for need in self.needs)
+        self.accepts_null: bool = all(need.body.accepts_null for need in self.needs)
         self.call: Call
         self.begin: Begin
         self.must_settle: bool
         """A call that returns without a word of the handler's is a failure; around middleware that is known already."""
+
+
+def _any_scope(scope: Hashable) -> bool:
+    return True
 
 
 Match = tuple[Bound, Mapping[str, str]]
@@ -126,7 +133,7 @@ class Route:
         self.sole: Match | None = matches[0] if len(matches) == 1 and matches[0][0].batching is None else None
         single = [bound for bound, _ in matches if bound.batching is None]
         self.limits: tuple[Limit, ...] = tuple(dict.fromkeys(limit for bound in single for limit in bound.limits))
-        self.ack_first = bool(matches) and matches[0][0].ack_first
+        self.ack_first: bool = bool(matches) and matches[0][0].ack_first
         self.is_batched: bool = is_batched
 
 
@@ -139,6 +146,8 @@ class Wired:
         self.consumer: Consumer = consumer
         self.bound: Sequence[Bound] = bound
         self.subscriptions: Sequence[Subscription] = subscriptions
+        self.envelope: Envelope = options.envelope
+        self.deserializer: Deserializer = options.deserializer
         opener = options.envelope.opener(options.deserializer, consumer.features)
         self.open: Callable[[Delivery], Opened] = opener if options.envelope.notes_replays else _noting_replays(opener)
         self._matchers: dict[str | None, Matcher[Bound]] = {}
@@ -339,7 +348,7 @@ def _wire_consumer(
             handler,
             plans[id(handler)],
             pattern,
-            (lambda scope: True) if isinstance(declared, EventRoute) else declared.takes,
+            declared,
             policy,
             dead_letter,
             limits.get(id(handler)),

@@ -19,7 +19,7 @@ from dispytch.cli.options import app_dir_option, factory_option
 if TYPE_CHECKING:
     from dispytch._runtime.wiring import Wired
 
-__all__ = ["command"]
+__all__ = ["collected_warnings", "command", "examine"]
 
 
 @click.command("check", cls=Command)
@@ -33,7 +33,7 @@ def command(ctx: click.Context, target: str, factory: bool, app_dir: str) -> Non
     Shows its handlers and how its consumers are configured. Each problem is a line on standard error, and the exit code
     is 4 if there is one.
     """
-    with _warnings() as warnings:
+    with collected_warnings() as warnings:
         dispatcher = load_dispatcher(target, app_dir, factory)
         wired, problems = anyio.run(examine, dispatcher)
     for one in wired:
@@ -66,7 +66,7 @@ def _count(number: int, what: str) -> str:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """What the library warns of meanwhile."""
     found: list[str] = []
 

@@ -37,6 +37,7 @@ __all__ = ["FaultHook", "FaultPoint", "MemoryBroker", "Record"]
 
 
 FaultPoint = Literal["reject", "lose_reply", "unreachable", "disconnect", "settle", "dead_letter", "duplicate"]
+"""What can go wrong: see `dispytch.testing.Faults`."""
 
 
 class FaultHook(Protocol):

@@ -56,6 +56,8 @@ class MessagePackDeserializer(Deserializer):
         MissingExtraError: the package ``msgpack`` is not installed.
     """
 
+    content_type: ClassVar[str | None] = "application/msgpack"
+
     def __init__(self, max_items: int = 131_072) -> None:
         if max_items < 1:
             raise ConfigurationError(f"max_items={max_items}: give a positive number of entries")

@@ -22,6 +22,7 @@ from dispytch._runtime.dispatcher import EventDispatcher as AsyncDispatcher
 from dispytch._runtime.dispatcher import Lifespan, loop_options
 from dispytch._runtime.groups import HandlerGroup
 from dispytch._runtime.health import Health
+from dispytch._runtime.wiring import Wired
 from dispytch.abc import Consumer, Deserializer, EventSubscription, Middleware
 from dispytch.errors import ConfigurationError
 
@@ -112,6 +113,10 @@ class EventDispatcher(Registry):
     def health(self) -> Health:
         """How it is doing, from its own progress; a plain call that asks no broker."""
         return self._inner.health()
+
+    def wiring(self) -> Sequence[Wired]:
+        """What a start would run; see `dispytch.EventDispatcher.wiring`."""
+        return self._inner.wiring()
 
     def start(self) -> None:
         """Starts it, and returns when it consumes.

@@ -20,20 +20,20 @@ __all__ = ["TABLE", "TransportSuite"]
 class TransportSuite(EmittingRows, DeliveryRows, SettlingRows, OrderRows, DeadLetterRows, ClosingRows):
     """The conformance suite: a subclass in a test module runs every row that applies to its transport.
 
-    ::
+    ```python
+    class TestParcels(TransportSuite):
+        features = ParcelConsumer.features
 
-        class TestParcels(TransportSuite):
-            features = ParcelConsumer.features
+        @pytest.fixture(autouse=True)
+        def post_office(self, parcel_url: str) -> None:
+            self.url = parcel_url
 
-            @pytest.fixture(autouse=True)
-            def post_office(self, parcel_url: str) -> None:
-                self.url = parcel_url
+        def producer(self) -> Producer:
+            return ParcelProducer(self.url)
 
-            def producer(self) -> Producer:
-                return ParcelProducer(self.url)
-
-            def consumer(self, group_id: str) -> Consumer:
-                return ParcelConsumer(self.url, group_id)
+        def consumer(self, group_id: str) -> Consumer:
+            return ParcelConsumer(self.url, group_id)
+    ```
 
     Rows that need what the transport does not have are not collected, nor are columns whose loop is not installed.
     """
