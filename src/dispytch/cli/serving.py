@@ -18,7 +18,7 @@ from dispytch.cli.loading import load_dispatcher
 from dispytch.cli.logs import configure
 from dispytch.errors import ConfigurationError
 
-__all__ = ["RunOptions", "report", "serve"]
+__all__ = ["RunOptions", "report", "serve", "serve_until_signal", "warn_of_repeats"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -90,13 +90,24 @@ def serve(options: RunOptions) -> int:
     configure(options.log_format, options.log_level, str(options.worker or ""), options.log_config)
     dispatcher = load_dispatcher(options.target, options.app_dir, options.factory)
     if options.workers > 1:
-        _warn_of_repeats(dispatcher, options.workers)
-    backend: Literal["asyncio", "trio"] = "trio" if options.loop == "trio" else "asyncio"
+        warn_of_repeats(dispatcher, options.workers)
+    serve_until_signal(dispatcher, options.loop)
+    return 0
+
+
+def serve_until_signal(dispatcher: EventDispatcher, loop: str) -> None:
+    """Runs a dispatcher: the first SIGINT or SIGTERM drains, and a second one cancels, and ends the process here.
+
+    Args:
+        loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
+
+    Raises:
+        DispytchError: it cannot be started, or a broker ended it.
+    """
+    backend: Literal["asyncio", "trio"] = "trio" if loop == "trio" else "asyncio"
     stop = Stop(dispatcher)
     try:
-        anyio.run(
-            _serve, dispatcher, stop, backend=backend, backend_options=loop_options(backend, options.loop == "uvloop")
-        )
+        anyio.run(_serve, dispatcher, stop, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
     except BaseExceptionGroup as group:
         raise sole(group) from None
     finally:
@@ -104,7 +115,6 @@ def serve(options: RunOptions) -> int:
             logging.shutdown()
             sys.stdout.flush()
             os._exit(stop.code)
-    return 0
 
 
 async def _serve(dispatcher: EventDispatcher, stop: Stop) -> None:
@@ -129,7 +139,8 @@ def report(error: BaseException, options: RunOptions) -> int:
     return CONFIGURATION if isinstance(error, CommandError | ConfigurationError) else FAILURE
 
 
-def _warn_of_repeats(dispatcher: EventDispatcher, workers: int) -> None:
+def warn_of_repeats(dispatcher: EventDispatcher, workers: int) -> None:
+    """Warns where workers do not share the events."""
     for consumer in dispatcher.consumers:
         if consumer.transport == "memory" or not consumer.features.consumer_groups:
             logger.warning(

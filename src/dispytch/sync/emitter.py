@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +16,7 @@ from dispytch._core.codec import Serializer
 from dispytch._core.emitting import several
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
-from dispytch._core.messages import Receipt
+from dispytch._core.messages import Message, Receipt
 from dispytch._runtime.emitter import CallbackT, EmitterBase
 from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer
@@ -100,10 +100,13 @@ class EventEmitter(EmitterBase):
             ConfigurationError, EmitRejectedError: one cannot be emitted; nothing was sent.
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
+        given = several(events)
+        return self._send(given, self._factory.make_many(given))
+
+    def _send(self, given: Sequence[EventBase], messages: Sequence[Message]) -> list[Receipt | None]:
+        """Emits events whose messages are made already; see `emit_many`."""
         _refuse_loop()
         self._refuse_if_closed()
-        given = several(events)
-        messages = self._factory.make_many(given)
         if not messages:
             return []
         results: list[Receipt | DispytchError | None] = list(self.producer.send(messages, self.timeout))
