@@ -1,6 +1,7 @@
 """Every page's Python blocks, run in order as one program; on both backends where it starts a loop.
 
-Blocks that begin with the name of a file are that file; where there are tests among them, pytest runs those.
+Blocks that begin with the name of a file are that file; where there are tests among them, pytest runs those, or Django
+where they are a project.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import pytest
 
 from dispytch import EventDispatcher, EventEmitter, errors
 from dispytch.redis import RedisStreamConsumer
-from tests.test_examples import ROOT, run
+from tests.test_examples import ROOT, run, start
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_BLOCK = re.compile(r"^```python\n(?!# \w+\.py\n)(.*?)^```", re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```python\n(?!# [\w/]+\.py\n)(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^```python\n# ([\w/]+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Has a page's `anyio.run(main)` run on the backend that the command line names.
 _RUNNER = """
@@ -66,6 +67,18 @@ def test_tests_of_a_page(page: Path, backend: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(text.replace('return "asyncio"', f'return "{backend}"'))
     out = run("-m", "pytest", "-W", "error", str(tmp_path))
     assert " passed" in out
+
+
+def test_tests_of_a_django_project(tmp_path: Path) -> None:
+    for name, text in files_of(ROOT / "docs" / "guide" / "django.md"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        (file.parent / "__init__.py").touch()  # as startproject and startapp make it
+        file.write_text(text)
+    command = ("-W", "error", "-m", "django", "test", "orders", "--settings", "shop.settings")
+    done = start(*command, "--pythonpath", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Ran 3 tests" in done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)).replace("/", "-"))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,13 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Running:
-    """A command that runs, and what it has said on standard error so far."""
+    """A program that runs, and what it has said so far."""
 
-    def __init__(self, folder: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+    def __init__(self, folder: Path, program: Sequence[str], variables: dict[str, str]) -> None:
         self.folder = folder
         self.said = ""
         self.process = subprocess.Popen(
-            command(*arguments),
+            program,
             cwd=folder,
             env=environment(HERE=str(folder), **variables),
             stdin=subprocess.DEVNULL,
@@ -141,7 +141,14 @@ class Running:
 
 @contextmanager
 def running(folder: Path, *arguments: str, **variables: str) -> Iterator[Running]:
-    """Runs a command in a folder; kills what is left of it at the end."""
+    """Runs the command in a folder; kills what is left of it at the end."""
+    with program(folder, command(*arguments), **variables) as one:
+        yield one
+
+
+@contextmanager
+def program(folder: Path, arguments: Sequence[str], **variables: str) -> Iterator[Running]:
+    """The same for any program."""
     one = Running(folder, arguments, variables)
     try:
         yield one

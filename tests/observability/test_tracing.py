@@ -456,6 +456,17 @@ async def test_hooks_see_what_is_sent_and_what_became_of_it(broker: MemoryBroker
         assert seen == ["outer begins", "inner begins", "inner 1 1", "orders", "outer 1 1", "orders"]
 
 
+async def test_messages_that_were_made_before_carry_it_too(broker: MemoryBroker, telemetry: Telemetry) -> None:
+    """As those of events that are emitted when a transaction of Django commits, which are made when they are given."""
+    emitter = sync.EventEmitter(MemoryProducer(broker), hooks=[telemetry.hook])
+    events = [Order(number=1), Order(number=2)]
+    made = emitter._factory.make_many(events)
+    await anyio.to_thread.run_sync(emitter._send, events, made)
+    (sent,) = telemetry.of_kind(SpanKind.PRODUCER)
+    for record in broker.records("orders"):
+        assert headers_of(record)["traceparent"].split("-")[2] == f"{sent.context.span_id:016x}"
+
+
 async def test_hooks_cannot_swallow_errors_and_may_raise_their_own(broker: MemoryBroker) -> None:
     class Swallowing(EmitHook):
         @contextmanager

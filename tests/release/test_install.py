@@ -23,6 +23,7 @@ USES = {
     "kafka": "from dispytch.kafka import KafkaProducer as P; P('localhost:9092')",
     "rabbitmq": "from dispytch.rabbitmq import RabbitMQProducer as P; P('amqp://localhost')",
     "redis": "from dispytch.redis import RedisStreamProducer as P; P('redis://localhost')",
+    "django": "import dispytch.django",
     "msgpack": "from dispytch.serialization import MessagePackSerializer as S; S()",
     "http": "from dispytch.health import HealthServer as H; H(None)",
     "metrics": "import dispytch.metrics",
@@ -41,7 +42,9 @@ logging.getLogger("dispytch").setLevel("INFO"); logging.getLogger("dispytch").ad
 """
 
 _ALL_MODULES = """
-import importlib, pkgutil, dispytch
+import importlib, pkgutil, dispytch, django.conf
+django.conf.settings.configure(INSTALLED_APPS=["dispytch.django", "dispytch.django.outbox"])
+django.setup()
 for module in pkgutil.walk_packages(dispytch.__path__, "dispytch."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)

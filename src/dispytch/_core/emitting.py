@@ -92,6 +92,16 @@ class MessageFactory:
         """The messages of several events, which are emitted at the same time; if one cannot be made, none is."""
         return self._make_all(events, None, headers)
 
+    def with_headers(self, messages: Sequence[Message], headers: Mapping[str, str]) -> Sequence[Message]:
+        """Messages that are made already, with what hooks want to travel with them, where the transport has headers."""
+        if not headers or not self._producer.features.headers:
+            return messages
+        _, added = _with_added((), headers, True)
+        return [
+            Message(one.id, one.route, one.payload, _replaced(one.headers, added), one.key, one.config)
+            for one in messages
+        ]
+
     def destination(self, event: EventBase) -> str:
         """Where an event goes, by telemetry's name for it, templates not filled in.
 

@@ -28,6 +28,7 @@ __all__ = [
     "callable_name",
     "caller_locals",
     "needs_of",
+    "signature_for_wrapper",
     "unwrapped",
 ]
 
@@ -168,6 +169,25 @@ def needs_of(func: Callable[..., Any], owner: str, frame: Mapping[str, Any]) -> 
             raise RegistrationError(f"{where} is positional-only and cannot be filled by name; remove the '/' after it")
         found[parameter.name] = need
     return found
+
+
+def signature_for_wrapper(func: Callable[..., Any], frame: Mapping[str, Any]) -> inspect.Signature:
+    """The signature for a function that takes the place of a handler and calls it: with no string left in it.
+
+    Args:
+        frame: See `needs_of`.
+    """
+    names = _names(func, frame)
+    bound = func.keywords if isinstance(func, functools.partial) else {}
+    found = []
+    for parameter in inspect.signature(func).parameters.values():
+        if parameter.name in bound:
+            continue
+        if isinstance(parameter.annotation, str):
+            with suppress(Exception):  # registration has accepted it, since there is a default
+                parameter = parameter.replace(annotation=names.evaluate(parameter.annotation))
+        found.append(parameter)
+    return inspect.Signature(found)
 
 
 def _need(parameter: inspect.Parameter, names: _Names, where: str) -> Need | None:

@@ -14,7 +14,7 @@ from dispytch._core.emitting import MessageFactory, several
 from dispytch._core.envelope import CloudEventsEnvelope, Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.hooks import EmitCall, EmitHook
-from dispytch._core.messages import Receipt
+from dispytch._core.messages import Message, Receipt
 from dispytch._runtime.ids import new_ids
 from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer, ProducerBase
@@ -81,15 +81,23 @@ class EmitterBase:
         if self._closed:
             raise EmitRejectedError("the emitter is closed, so the event did not go; start() opens it again")
 
-    def _hooked(self, events: Sequence[EventBase], is_many: bool, id: str | None = None) -> tuple[EmitCall, Hooked]:
-        """A call with its messages, and what has the hooks look on while it is entered."""
+    def _hooked(
+        self, events: Sequence[EventBase], is_many: bool, id: str | None = None, made: Sequence[Message] | None = None
+    ) -> tuple[EmitCall, Hooked]:
+        """A call with its messages, and what has the hooks look on while it is entered.
+
+        Args:
+            made: The messages, if they are made already; they get what hooks add where they have headers.
+        """
         destinations = [self._factory.destination(event) for event in events]
         call = EmitCall(events, is_many, self._transport, destinations, self._name_of)
         with Hooked() as stack:
             for hook in self._hooks:
                 if (around := hook.around(call)) is not None:
                     stack.enter_context(around)
-            if is_many:
+            if made is not None:
+                call.messages = self._factory.with_headers(made, call.headers)
+            elif is_many:
                 call.messages = self._factory.make_many(events, call.headers)
             else:
                 call.messages = [self._factory.make(events[0], id, call.headers)]

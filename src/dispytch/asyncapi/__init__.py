@@ -1,10 +1,10 @@
 """AsyncAPI documents of applications: as plain data, JSON, YAML, or one HTML page.
 
-::
-
-    made = document(dispatcher, emits=[OrderShipped], title="Shop", version="1.0.0")
-    Path("asyncapi.yaml").write_text(to_yaml(made))
-    Path("events.html").write_text(to_html(made))
+```python
+made = document(dispatcher, emits=[OrderShipped], title="Shop", version="1.0.0")
+Path("asyncapi.yaml").write_text(to_yaml(made))
+Path("events.html").write_text(to_html(made))
+```
 """
 
 from dispytch.asyncapi.document import document

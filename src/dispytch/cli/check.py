@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 import click
 
 from dispytch.cli.app import Command
 from dispytch.cli.errors import CHECK_FAILED
+from dispytch.cli.examining import examine
 from dispytch.cli.loading import load_dispatcher
 from dispytch.cli.options import app_dir_option, factory_option
-from dispytch.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from dispytch import EventDispatcher
-    from dispytch._core.handlers import Handler
-    from dispytch._runtime.wiring import Options, Wired
-    from dispytch.abc import Consumer
+    from dispytch._runtime.wiring import Wired
 
 __all__ = ["collected_warnings", "command", "examine"]
 
@@ -52,52 +47,6 @@ def command(ctx: click.Context, target: str, factory: bool, app_dir: str) -> Non
         ctx.exit(CHECK_FAILED)
     handlers = len({id(bound.handler) for one in wired for bound in one.bound})
     click.echo(f"ok: {_count(handlers, 'handler')} on {_count(len(wired), 'consumer')}")
-
-
-async def examine(dispatcher: EventDispatcher) -> tuple[Sequence[Wired], list[str]]:
-    """The consumers with their handlers, and what is wrong; there are no consumers if something is.
-
-    In an event loop, since some of what is made here belongs to one.
-    """
-    from dispytch._runtime.wiring import wire
-
-    await anyio.lowlevel.checkpoint()
-    handlers, options = dispatcher._declared()
-    problems: dict[str, None] = {}
-    for handler in handlers:
-        takers = [consumer for consumer in dispatcher.consumers if _is_for(handler, consumer, dispatcher.consumers)]
-        for group in [[one] for one in takers] or [list(dispatcher.consumers)]:
-            problems.update(dict.fromkeys(_problems(handler, group, options)))
-    if not problems:
-        try:
-            return wire(handlers, dispatcher.consumers, options)[0], []
-        except ConfigurationError as error:
-            problems[str(error)] = None
-    return [], list(problems)
-
-
-def _is_for(handler: Handler, consumer: Consumer, consumers: Sequence[Consumer]) -> bool:
-    if handler.consumer in consumers and handler.consumer is not consumer:
-        return False
-    try:
-        return consumer.subscription_for(handler.subscription) is not None
-    except ConfigurationError:
-        return True  # and wiring says why it cannot be served
-
-
-def _problems(handler: Handler, consumers: Sequence[Consumer], options: Options) -> Iterator[str]:
-    """What is wrong with one handler."""
-    from dispytch._runtime.wiring import wire
-
-    own = {name: policy for name, policy in options.ack_policies.items() if name == handler.subscription}
-    logger = logging.getLogger("dispytch")
-    logger.disabled = True  # warnings are given once, when all are wired
-    try:
-        wire([handler], consumers, replace(options, ack_policies=own))
-    except ConfigurationError as error:
-        yield str(error)
-    finally:
-        logger.disabled = False
 
 
 def _show(wired: Wired) -> None:

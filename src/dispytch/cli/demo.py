@@ -24,11 +24,11 @@ def command(url: str, loop: str, source: bool) -> None:
 
     On the broker in the process, or on the one of URL, such as kafka://localhost:9092.
     """
-    from dispytch import demo
+    from dispytch.cli import shop
 
     if source:
-        click.echo(Path(demo.__file__).read_text(), nl=False)
+        click.echo(Path(shop.__file__).read_text(), nl=False)
         return
     backend = "trio" if loop == "trio" else "asyncio"
     with declaring():
-        anyio.run(demo.main, url, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
+        anyio.run(shop.main, url, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))

@@ -13,8 +13,8 @@ from dispytch._runtime.urls import consumer_from_url, diagnose
 from dispytch.abc import Subscription
 from dispytch.cli.app import Command
 from dispytch.cli.brokers import broker_url, declaring
-from dispytch.cli.check import examine
 from dispytch.cli.errors import CHECK_FAILED, CheckFailed, UsageProblem
+from dispytch.cli.examining import examine
 from dispytch.cli.loading import load_dispatcher
 from dispytch.cli.options import app_dir_option, factory_option
 from dispytch.cli.showing import printable

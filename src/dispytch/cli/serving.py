@@ -20,7 +20,7 @@ from dispytch.cli.loading import load_dispatcher
 from dispytch.cli.logs import configure
 from dispytch.errors import ConfigurationError
 
-__all__ = ["RunOptions", "report", "serve"]
+__all__ = ["RunOptions", "report", "serve", "serve_until_signal", "warn_of_repeats"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -98,14 +98,30 @@ def serve(options: RunOptions) -> int:
     configure(options.log_format, options.log_level, str(options.worker or ""), options.log_config)
     dispatcher = load_dispatcher(options.target, options.app_dir, options.factory)
     if options.workers > 1:
-        _warn_of_repeats(dispatcher, options.workers)
-    backend: Literal["asyncio", "trio"] = "trio" if options.loop == "trio" else "asyncio"
-    stop = Stop(dispatcher)
+        warn_of_repeats(dispatcher, options.workers)
     beside: Sequence[AbstractAsyncContextManager[Any]] = ()
     if options.http is not None or options.heartbeat is not None:
         from dispytch.cli.probes import probes_of
 
         beside = probes_of(dispatcher, options)
+    serve_until_signal(dispatcher, options.loop, beside)
+    return 0
+
+
+def serve_until_signal(
+    dispatcher: EventDispatcher, loop: str, beside: Sequence[AbstractAsyncContextManager[Any]] = ()
+) -> None:
+    """Runs a dispatcher: the first SIGINT or SIGTERM drains, and a second one cancels, and ends the process here.
+
+    Args:
+        loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
+        beside: What is entered before it starts, and exited when it has drained.
+
+    Raises:
+        DispytchError: it cannot be started, or a broker ended it.
+    """
+    backend: Literal["asyncio", "trio"] = "trio" if loop == "trio" else "asyncio"
+    stop = Stop(dispatcher)
     try:
         anyio.run(
             _serve,
@@ -113,7 +129,7 @@ def serve(options: RunOptions) -> int:
             stop,
             beside,
             backend=backend,
-            backend_options=loop_options(backend, options.loop == "uvloop"),
+            backend_options=loop_options(backend, loop == "uvloop"),
         )
     except BaseExceptionGroup as group:
         raise sole(group) from None
@@ -122,7 +138,6 @@ def serve(options: RunOptions) -> int:
             logging.shutdown()
             sys.stdout.flush()
             os._exit(stop.code)
-    return 0
 
 
 async def _serve(dispatcher: EventDispatcher, stop: Stop, beside: Sequence[AbstractAsyncContextManager[Any]]) -> None:
@@ -150,7 +165,8 @@ def report(error: BaseException, options: RunOptions) -> int:
     return CONFIGURATION if isinstance(error, CommandError | ConfigurationError) else FAILURE
 
 
-def _warn_of_repeats(dispatcher: EventDispatcher, workers: int) -> None:
+def warn_of_repeats(dispatcher: EventDispatcher, workers: int) -> None:
+    """Warns where workers do not share the events."""
     for consumer in dispatcher.consumers:
         if consumer.transport == "memory" or not consumer.features.consumer_groups:
             logger.warning(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,8 +39,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _Worker:
     """A place for a process, and the process that is in it."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunOptions, command: Sequence[str] | None) -> None:
         self.options: RunOptions = options
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failures = 0
@@ -58,8 +59,9 @@ class _Worker:
         self._started_at = time.monotonic()
         self.starts += 1
         # A process group of its own: Ctrl-C in a terminal is for the supervisor, which hands it on once.
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own module
-            [sys.executable, "-m", "dispytch.cli.worker", json.dumps(asdict(self.options))],
+        command = self._command or [sys.executable, "-m", "dispytch.cli.worker", json.dumps(asdict(self.options))]
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own module, or with the command that this process is
+            command,
             stdin=subprocess.PIPE,
             env={**os.environ, "DISPYTCH_WORKER": str(self.number)},
             process_group=0,
@@ -94,12 +96,13 @@ class Supervisor:
     Args:
         options: What each of them runs.
         watched: The folder whose Python files have them start again; ``None`` not to watch.
+        command: The program that each of them is, if not ``dispytch.cli.worker``; it calls `follow_supervisor`.
     """
 
-    def __init__(self, options: RunOptions, watched: Path | None) -> None:
+    def __init__(self, options: RunOptions, watched: Path | None, command: Sequence[str] | None = None) -> None:
         self._options = options
         self._watched = watched
-        self._workers = [_Worker(replace(options, worker=number + 1)) for number in range(options.workers)]
+        self._workers = [_Worker(replace(options, worker=number + 1), command) for number in range(options.workers)]
         self._is_probed = options.http is not None or options.heartbeat is not None
         self._signals: deque[int] = deque()
         self._stopping = 0  # how many signals there were

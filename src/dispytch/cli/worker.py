@@ -15,13 +15,13 @@ import threading
 from dispytch.cli.errors import sole
 from dispytch.cli.serving import RunOptions, report, serve
 
-__all__ = ["main"]
+__all__ = ["follow_supervisor", "main"]
 
 
 def main() -> None:
     """Runs it, and exits."""
     options = RunOptions(**json.loads(sys.argv[1]))
-    _follow_supervisor()
+    follow_supervisor()
     try:
         code = serve(options)
     except Exception as error:
@@ -29,7 +29,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def _follow_supervisor() -> None:
+def follow_supervisor() -> None:
+    """Has SIGTERM come to this process when its supervisor has ended, however that came about."""
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

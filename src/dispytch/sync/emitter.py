@@ -17,7 +17,7 @@ from dispytch._core.emitting import several
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
 from dispytch._core.hooks import EmitHook
-from dispytch._core.messages import Receipt
+from dispytch._core.messages import Message, Receipt
 from dispytch._runtime.emitter import CallbackT, EmitterBase
 from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer
@@ -109,19 +109,31 @@ class EventEmitter(EmitterBase):
             ConfigurationError, EmitRejectedError: one cannot be emitted; nothing was sent.
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
+        given = several(events)
+        if not self._hooks or not given:
+            return self._send(given, self._factory.make_many(given))
         _refuse_loop()
         self._refuse_if_closed()
-        given = several(events)
-        if not given:
+        return self._send_hooked(given, None)
+
+    def _send(self, given: Sequence[EventBase], messages: Sequence[Message]) -> list[Receipt | None]:
+        """Emits events whose messages are made already; see `emit_many`."""
+        _refuse_loop()
+        self._refuse_if_closed()
+        if not messages:
             return []
-        results: list[Receipt | DispytchError | None]
         if self._hooks:
-            call, hooked = self._hooked(given, True)
-            with hooked:
-                call.outcomes = self.producer.send(call.messages, self.timeout)
-            results = list(call.outcomes)
-        else:
-            results = list(self.producer.send(self._factory.make_many(given), self.timeout))
+            return self._send_hooked(given, messages)
+        return self._told(given, self.producer.send(messages, self.timeout))
+
+    def _send_hooked(self, given: Sequence[EventBase], made: Sequence[Message] | None) -> list[Receipt | None]:
+        call, hooked = self._hooked(given, True, made=made)
+        with hooked:
+            call.outcomes = self.producer.send(call.messages, self.timeout)
+        return self._told(given, call.outcomes)
+
+    def _told(self, given: Sequence[EventBase], outcomes: Sequence[Receipt | DispytchError]) -> list[Receipt | None]:
+        results: list[Receipt | DispytchError | None] = list(outcomes)
         if self._on_timeout is not None:
             for number, result in enumerate(results):
                 if isinstance(result, EmitTimeoutError):

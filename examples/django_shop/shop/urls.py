@@ -1,0 +1,5 @@
+"""Addresses of the shop."""
+
+from django.urls import include, path
+
+urlpatterns = [path("orders/", include("orders.urls"))]

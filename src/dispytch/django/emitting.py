@@ -1,0 +1,236 @@
+"""Emitting from views, at once or when the transaction is committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from dispytch._core.events import EventBase
+from dispytch._core.messages import Receipt
+from dispytch._runtime.urls import producer_from_url
+from dispytch.abc import Message
+from dispytch.django import conf
+from dispytch.django.failures import report
+from dispytch.django.loading import named
+from dispytch.errors import DispytchError
+from dispytch.sync import EventEmitter
+
+__all__ = ["aemit", "aemit_many", "emit", "emit_many", "emit_on_commit", "emitter", "replaced"]
+
+logger: logging.Logger = logging.getLogger("dispytch")
+
+_made: dict[str, EventEmitter] = {}
+_replacements: dict[str, EventEmitter] = {}
+
+
+def emitter(alias: str = conf.DEFAULT) -> EventEmitter:
+    """The emitter of the settings with this alias; it is made, and connects, when it is first used.
+
+    All threads share it. A forked child connects anew, and at the exit of the process it is flushed and closed.
+
+    Raises:
+        ImproperlyConfigured: there is none, or the setting ``DISPYTCH`` is wrong.
+        ConfigurationError: its URL is wrong.
+        MissingExtraError: the client of its transport is not installed.
+    """
+    found = _replacements.get(alias) or _made.get(alias)
+    # Two threads may make one at the same time: one of them is kept, and the other one has not connected yet.
+    return _made.setdefault(alias, make_emitter(alias)) if found is None else found
+
+
+def make_emitter(alias: str) -> EventEmitter:
+    """A new emitter as the settings have it."""
+    config = conf.current()
+    if alias not in config.emitters:
+        known = ", ".join(map(repr, config.emitters)) or "none"
+        raise ImproperlyConfigured(
+            f"there is no emitter {alias!r} in DISPYTCH (there are: {known}); set DISPYTCH['URL'] for "
+            f"{conf.DEFAULT!r}, or DISPYTCH['EMITTERS'] for others"
+        )
+    one = config.emitters[alias]
+    if isinstance(one, str):
+        return named(one, EventEmitter, f"DISPYTCH['EMITTERS'][{alias!r}]")
+    return EventEmitter(producer_from_url(one.url), source=one.source, timeout=one.timeout)
+
+
+def emit(event: EventBase, *, emitter: str = conf.DEFAULT, id: str | None = None) -> Receipt | None:
+    """Emits an event now, transaction or not, and waits until the broker has confirmed it.
+
+    Args:
+        event: The event.
+        emitter: The alias of the emitter.
+        id: The event's id; by default one is made.
+
+    Raises:
+        EmitRejectedError, EmitTimeoutError, ConfigurationError: see `dispytch.sync.EventEmitter.emit`.
+    """
+    return _emitter(emitter).emit(event, id=id)
+
+
+def emit_many(events: Iterable[EventBase], *, emitter: str = conf.DEFAULT) -> list[Receipt | None]:
+    """Emits events now, in order; see `dispytch.sync.EventEmitter.emit_many`."""
+    return _emitter(emitter).emit_many(events)
+
+
+async def aemit(event: EventBase, *, emitter: str = conf.DEFAULT, id: str | None = None) -> Receipt | None:
+    """`emit` for asynchronous views: it waits in a thread."""
+    receipt: Receipt | None = await _in_thread(emit)(event, emitter=emitter, id=id)
+    return receipt
+
+
+async def aemit_many(events: Iterable[EventBase], *, emitter: str = conf.DEFAULT) -> list[Receipt | None]:
+    """`emit_many` for asynchronous views: it waits in a thread."""
+    receipts: list[Receipt | None] = await _in_thread(emit_many)(events, emitter=emitter)
+    return receipts
+
+
+def emit_on_commit(*events: EventBase, using: str | None = None, emitter: str = conf.DEFAULT) -> None:
+    """Emits events when the transaction is committed; never if it, or a savepoint around this call, is rolled back.
+
+    They are checked and serialized now, so one that cannot be emitted raises here, where the transaction can still be
+    rolled back. After the commit all events of the transaction, and of one emitter, go as one `emit_many`, in the order
+    of the calls. What fails then is logged, and handed to the function of ``DISPYTCH["ON_FAILURE"]``; nothing is
+    raised, since the commit stands.
+
+    With ``DISPYTCH["OUTBOX"]`` they are written to the outbox of the database instead, and so are part of the
+    transaction; ``manage.py dispytch_outbox`` emits them.
+
+    Args:
+        events: The events.
+        using: The alias of the database; that of the default one.
+        emitter: The alias of the emitter.
+
+    Raises:
+        ConfigurationError, EmitRejectedError: one of them cannot be emitted.
+        TransactionManagementError: autocommit is off, and there is no ``atomic`` block.
+        DatabaseError: the outbox cannot be written to.
+    """
+    _refuse_others(events)
+    chosen = _emitter(emitter)
+    messages = chosen._factory.make_many(events)
+    using = DEFAULT_DB_ALIAS if using is None else using
+    if emitter not in _replacements and conf.current().outbox:
+        from dispytch.django.outbox.writing import write  # which has a model: only where the app is installed
+
+        write(events, messages, emitter, using)
+        return
+    connection = connections[using]
+    pending = _pending(connection, chosen, emitter) if connection.in_atomic_block else _Pending(chosen, emitter)
+    last = _Last(pending)
+    connection.on_commit(_Part(pending, events, messages))
+    connection.on_commit(last, robust=True)
+    if connection.in_atomic_block:
+        # What emits must not go with a savepoint: other events of the transaction may depend on it.
+        registered = connection.run_on_commit
+        registered[-1] = (set(), *registered[-1][1:])
+
+
+class _Pending:
+    """The events of one transaction for one emitter, as far as they were committed."""
+
+    def __init__(self, chosen: EventEmitter, alias: str) -> None:
+        self.emitter = chosen
+        self.alias = alias
+        self.events: list[EventBase] = []
+        self.messages: list[Message] = []
+        self.last: _Last | None = None
+
+
+class _Part:
+    """What was given to one call: a callback that Django drops with its savepoint."""
+
+    __qualname__ = "emit_on_commit"
+
+    def __init__(self, pending: _Pending, events: Sequence[EventBase], messages: Sequence[Message]) -> None:
+        self._pending = pending
+        self._events = events
+        self._messages = messages
+
+    def __call__(self) -> None:
+        self._pending.events += self._events
+        self._pending.messages += self._messages
+
+
+class _Last:
+    """Emits what the parts before it have left, if it is the last one of its transaction.
+
+    Each call of `emit_on_commit` registers one, since none can be moved behind parts that come later, and Django drops
+    parts with their savepoints, but this never.
+    """
+
+    __qualname__ = "emit_on_commit"
+
+    def __init__(self, pending: _Pending) -> None:
+        self.pending = pending
+        pending.last = self
+
+    def __call__(self) -> None:
+        pending = self.pending
+        if pending.last is not self or not pending.events:
+            return
+        events, pending.events = pending.events, []
+        messages, pending.messages = pending.messages, []
+        try:
+            pending.emitter._send(events, messages)
+        except Exception as error:
+            report(events, messages, error, pending.alias)
+        except BaseException as error:  # the process is to end, and nobody else will tell of these events
+            report(events, messages, error, pending.alias)
+            raise
+
+
+def _pending(connection: Any, chosen: EventEmitter, alias: str) -> _Pending:
+    """The events of the transaction that this emitter has already, or none yet."""
+    for entry in reversed(connection.run_on_commit):
+        if isinstance(entry[1], _Last):
+            pending = entry[1].pending
+            if pending.emitter is chosen and pending.alias == alias:
+                return pending
+    return _Pending(chosen, alias)
+
+
+_in_thread = partial(sync_to_async, thread_sensitive=False)
+_emitter = emitter  # under its own name it is an argument of those above
+
+
+def _refuse_others(events: Sequence[EventBase]) -> None:
+    for event in events:
+        if isinstance(event, list | tuple):
+            raise TypeError("emit_on_commit() takes events one by one: emit_on_commit(*events)")
+
+
+@contextmanager
+def replaced(alias: str, other: EventEmitter) -> Iterator[None]:
+    """Has another emitter take the place of one, for tests."""
+    before = _replacements.get(alias)
+    _replacements[alias] = other
+    try:
+        yield
+    finally:
+        if before is None:
+            del _replacements[alias]
+        else:
+            _replacements[alias] = before
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    """Emitters of a setting that a test has changed are closed."""
+    if setting != "DISPYTCH":
+        return
+    while _made:
+        one = _made.popitem()[1]
+        try:
+            one.close()
+        except DispytchError as error:
+            logger.warning("An emitter was not closed when the setting DISPYTCH changed: %s", error)
+
+
+setting_changed.connect(_forget, dispatch_uid="dispytch.django.emitting")
