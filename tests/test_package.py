@@ -11,7 +11,18 @@ import pytest
 
 import dispytch
 
-OPTIONAL = ("aio_pika", "confluent_kafka", "msgpack", "pika", "redis", "trio", "uvloop")
+OPTIONAL = (
+    "aio_pika",
+    "confluent_kafka",
+    "h11",
+    "msgpack",
+    "opentelemetry",
+    "pika",
+    "prometheus_client",
+    "redis",
+    "trio",
+    "uvloop",
+)
 
 
 def test_import_loads_no_optional_package() -> None:

@@ -20,6 +20,7 @@ from dispytch._core.context import Middleware
 from dispytch._core.deadletters import dead_letter_topic
 from dispytch._core.deduplication import Claim, Store
 from dispytch._core.envelope import Envelope
+from dispytch._core.hooks import EmitCall, EmitHook
 from dispytch._core.messages import DeadLetter, Delivery, Features, Headers, Message, Outcome, Receipt, Settlement
 from dispytch._core.patterns import Pattern
 from dispytch._core.routes import EventConfig, EventRoute, EventSubscription
@@ -33,6 +34,8 @@ __all__ = [
     "DeadLetter",
     "Delivery",
     "Deserializer",
+    "EmitCall",
+    "EmitHook",
     "Envelope",
     "EventConfig",
     "EventRoute",
@@ -95,6 +98,10 @@ class ProducerBase(ABC):
     def route_back(self, source: str, scope: str | None) -> EventRoute:
         """This transport's route to where a dead letter came from; see `DeadLetter`."""
         return self.route_for(source)
+
+    def destination(self, route: EventRoute) -> str:
+        """What telemetry calls the place that a route leads to: the topic, channel or stream."""
+        return route.address
 
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None:
         """Why events with such a route and options cannot go this way; ``None`` if they can."""
@@ -199,10 +206,15 @@ class Progress:
     Attributes:
         polled_ago: Seconds since it last asked its broker, or heard from it; ``None`` if it has no such rhythm.
         assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
+        lag: How many messages its group has not got yet, by topic, as it last knew; ``None`` if that cannot be told.
+            A consumer that has to ask its broker for it does so by itself, as long as somebody wants to know.
+        is_cut_off: It has lost its broker, and its client is trying to get back by itself.
     """
 
     polled_ago: float | None = None
     assignment: tuple[str, ...] | None = None
+    lag: Mapping[str, int] | None = None
+    is_cut_off: bool = False
 
 
 class Consumer(ABC):
@@ -314,6 +326,10 @@ class Consumer(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Disconnects; what was received and not settled goes to others. Idempotent."""
+
+    def destination(self, delivery: Delivery) -> str:
+        """What telemetry calls the place that a delivery came from: the topic, channel or stream."""
+        return delivery.source
 
     def progress(self) -> Progress:
         """Signs of life, for `EventDispatcher.health`. Called in the loop's thread; must be quick."""

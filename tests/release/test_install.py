@@ -25,6 +25,9 @@ USES = {
     "redis": "from dispytch.redis import RedisStreamProducer as P; P('redis://localhost')",
     "django": "import dispytch.django",
     "msgpack": "from dispytch.serialization import MessagePackSerializer as S; S()",
+    "http": "from dispytch.health import HealthServer as H; H(None)",
+    "metrics": "import dispytch.metrics",
+    "otel": "import dispytch.telemetry",
     "trio": _APP + "app.run(backend='trio')",
     "uvloop": _APP + "app.run(use_uvloop=True)",
 }

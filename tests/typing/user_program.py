@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, assert_type
 
@@ -25,12 +25,17 @@ from dispytch import (
     consumer_from_url,
     producer_from_url,
 )
-from dispytch.abc import EventRoute, Receipt
+from dispytch.abc import EmitCall, EmitHook, EventRoute, Receipt
 from dispytch.asyncapi import document, to_html, to_json, to_yaml
+from dispytch.errors import DispytchError
+from dispytch.health import keep_heartbeat, serve_health
+from dispytch.logs import LogContext
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventConfig, MemoryEventSubscription, MemoryProducer
+from dispytch.metrics import PrometheusHook, PrometheusMiddleware
 from dispytch.middleware import FixedDelay, Retry, Timeout
 from dispytch.sync import EventDispatcher as BlockingDispatcher
 from dispytch.sync import EventEmitter as BlockingEmitter
+from dispytch.telemetry import OpenTelemetryHook, OpenTelemetryMiddleware
 from dispytch.testing import (
     BlockingRecordingEmitter,
     BlockingRunning,
@@ -210,3 +215,26 @@ class TestShop(TransportSuite):
     @asynccontextmanager
     async def unwritable(self, route: EventRoute) -> AsyncGenerator[None, None]:
         yield
+
+
+class Tenant(EmitHook):
+    @contextmanager
+    def around(self, call: EmitCall) -> Generator[None, None, None]:
+        call.headers["x-tenant"] = "a"
+        yield
+        assert_type(call.outcomes, Sequence[Receipt | DispytchError])
+
+
+async def observed() -> None:
+    dispatcher = EventDispatcher(
+        consumer_from_url("memory://typed"),
+        middlewares=[LogContext(), PrometheusMiddleware(), OpenTelemetryMiddleware(correlation="parent")],
+        on_lifespan=lambda dispatcher: serve_health(dispatcher, port=0),
+    )
+    hooks: list[EmitHook] = [Tenant(), PrometheusHook(), OpenTelemetryHook()]
+    emitter = EventEmitter(producer_from_url("memory://typed"), hooks=hooks)
+    BlockingEmitter(producer_from_url("memory://typed"), hooks=hooks)
+    async with emitter, serve_health(dispatcher, port=0) as server, keep_heartbeat(dispatcher, file="alive"):
+        assert_type(server.port, int)
+    assert_type(dispatcher.health().consumers[0].lag, Mapping[str, int] | None)
+    OpenTelemetryMiddleware(correlation="child")  # type: ignore[arg-type]

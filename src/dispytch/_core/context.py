@@ -12,7 +12,7 @@ from dispytch._core.deadletters import read_dead_letter
 from dispytch._core.envelope import Opened
 from dispytch._core.events import Event, Meta
 from dispytch._core.messages import Delivery
-from dispytch._core.patterns import segments
+from dispytch._core.patterns import Pattern, segments
 from dispytch._core.settling import ACKED, Said, conclude
 from dispytch.errors import ConfigurationError, DecodeError
 
@@ -40,8 +40,26 @@ class InFlight(Protocol):
         """Its only handler is done with it, though it may go on: it can be acknowledged. In any thread."""
 
 
+class ConsumerInfo(Protocol):
+    """A consumer, as far as contexts need it."""
+
+    @property
+    def transport(self) -> str: ...
+
+    @property
+    def group_id(self) -> str: ...
+
+    def destination(self, delivery: Delivery) -> str: ...
+
+
 class HandlerInfo(Protocol):
     """A handler, as far as its contexts need it."""
+
+    @property
+    def consumer(self) -> ConsumerInfo: ...
+
+    @property
+    def pattern(self) -> Pattern: ...
 
     @property
     def name(self) -> str: ...
@@ -111,6 +129,52 @@ class EventHandlerContext:
         Its consumer group, a slash, and its name, numbered where several of one consumer have the same.
         """
         return self._handler.identity
+
+    @property
+    def pattern(self) -> str:
+        """The topic that the handler listens to, or the pattern of topics."""
+        return self._handler.pattern.source
+
+    @property
+    def transport(self) -> str:
+        """The name of the transport that the event came by, such as ``"kafka"``."""
+        return self._handler.consumer.transport
+
+    @property
+    def group(self) -> str:
+        """The consumer group that handles it."""
+        return self._handler.consumer.group_id
+
+    @property
+    def destination(self) -> str:
+        """Where the event came from, as telemetry names it; see `dispytch.abc.Consumer.destination`."""
+        return self._handler.consumer.destination(self._opened.delivery)
+
+    @property
+    def event_id(self) -> str:
+        """The event's id; cheaper than `meta`."""
+        return self._opened.id
+
+    def attribute(self, name: str) -> str | None:
+        """A header, or else an attribute of the envelope, by name; cheaper than `meta`.
+
+        The transport's own header wins over an attribute of the same name.
+        """
+        for header, raw in self._opened.delivery.headers:
+            if header == name:
+                return raw.decode("utf-8", "replace")
+        return self._opened.attribute(name)
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What log records about it have as ``extra``."""
+        return {
+            "topic": self._opened.delivery.source,
+            "event_id": self._opened.id,
+            "handler": self.handler,
+            "group": self.group,
+            "attempt": self.failures,
+        }
 
     @property
     def event(self) -> Mapping[str, Any]:
@@ -231,7 +295,8 @@ class EventHandlerContext:
 class BatchContext(EventHandlerContext):
     """A batch on its way to a handler, as middleware sees it: once for all of its events.
 
-    What only a single event has (`event`, `event_route`, `message`, `meta`) is asked of each of `contexts`.
+    What only a single event has (`event`, `event_id`, `event_route`, `attribute`, `destination`, `message`, `meta`) is
+    asked of each of `contexts`.
     """
 
     __slots__ = ("_bodies", "_parts", "_pause")
@@ -277,6 +342,27 @@ class BatchContext(EventHandlerContext):
     @property
     def meta(self) -> Meta:
         raise self._has_many("meta", "contexts[...].meta")
+
+    @property
+    def destination(self) -> str:
+        raise self._has_many("destination", "contexts[...].destination")
+
+    @property
+    def event_id(self) -> str:
+        raise self._has_many("event_id", "contexts[...].event_id")
+
+    def attribute(self, name: str) -> str | None:
+        raise self._has_many("attribute()", "contexts[...].attribute()")
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {
+            "topic": self.pattern,
+            "handler": self.handler,
+            "group": self.group,
+            "attempt": self.failures,
+            "events": len(self._parts),
+        }
 
     def _has_many(self, name: str, instead: str) -> ConfigurationError:
         return ConfigurationError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -22,6 +22,8 @@ _LONGEST_HEADER_NAME = 128
 _LARGEST_HEADERS = 64 * 1024
 """Bytes, for names and values of one event class: what every transport can carry."""
 _LONGEST_TRAVELLING = 1024
+_LONGEST_ADDED = 8192
+"""Characters of a header that a hook adds: the most that W3C's baggage may have."""
 
 # The slot itself: pydantic's own attribute access looks in many places first, for every event.
 _slot: Any = EventBase.__dict__["_dispytch_id"]
@@ -34,6 +36,7 @@ class Target(Protocol):
     features: Features
 
     def route_for(self, topic: str) -> EventRoute: ...
+    def destination(self, route: EventRoute) -> str: ...
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None: ...
     def check(self, message: Message) -> None: ...
 
@@ -67,11 +70,12 @@ class MessageFactory:
         self._new_ids = new_ids
         self._plans: dict[type[EventBase], _Plan] = {}
 
-    def make(self, event: EventBase, id: str | None = None) -> Message:
+    def make(self, event: EventBase, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
         """The message of an event, ready to be sent.
 
         Args:
             id: The event's id from now on; by default the one that this object was given when it was last emitted.
+            headers: What hooks want to travel with it.
 
         Raises:
             ConfigurationError: the event's class cannot go to this producer.
@@ -82,17 +86,44 @@ class MessageFactory:
                 raise EmitRejectedError("emit(id='') is no id; leave it out, or give a non-empty string")
             if not _is_text(id):
                 raise EmitRejectedError("emit(id=...) holds half a surrogate pair; give proper text")
-        return self._make_all([event], id)[0]
+        return self._make_all([event], id, headers)[0]
 
-    def make_many(self, events: Sequence[EventBase]) -> list[Message]:
+    def make_many(self, events: Sequence[EventBase], headers: Mapping[str, str] | None = None) -> list[Message]:
         """The messages of several events, which are emitted at the same time; if one cannot be made, none is."""
-        return self._make_all(events, None)
+        return self._make_all(events, None, headers)
 
-    def _make_all(self, events: Sequence[EventBase], own_id: str | None) -> list[Message]:
+    def with_headers(self, messages: Sequence[Message], headers: Mapping[str, str]) -> Sequence[Message]:
+        """Messages that are made already, with what hooks want to travel with them, where the transport has headers."""
+        if not headers or not self._producer.features.headers:
+            return messages
+        _, added = _with_added((), headers, True)
+        return [
+            Message(one.id, one.route, one.payload, _replaced(one.headers, added), one.key, one.config)
+            for one in messages
+        ]
+
+    def destination(self, event: EventBase) -> str:
+        """Where an event goes, by telemetry's name for it, templates not filled in.
+
+        Raises:
+            ConfigurationError: the event's class cannot go to this producer.
+        """
+        kind = type(event)
+        plan = self._plans.get(kind)
+        if plan is None:
+            plan = self._plans[kind] = self._compile(kind, event)
+        return self._producer.destination(plan.route)
+
+    def _make_all(
+        self, events: Sequence[EventBase], own_id: str | None, added: Mapping[str, str] | None
+    ) -> list[Message]:
         ids = self._new_ids(len(events)) if own_id is None else [own_id]
         now = self._now()
         current = CURRENT.get(None)
-        travelling = () if current is None else _travelling(current)
+        travelling: Sequence[tuple[str, str]] = () if current is None else _travelling(current)
+        added_headers = _NO_HEADERS
+        if added:
+            travelling, added_headers = _with_added(travelling, added, self._producer.features.headers)
         plans, check = self._plans, self._producer.check
         messages: list[Message] = []
         for event, id in zip(events, ids, strict=True):
@@ -113,6 +144,8 @@ class MessageFactory:
             if fill_config is not None:
                 config = fill_config(event)
             own = _NO_HEADERS if config is None else _own_headers(config, kind)
+            if added and not self._producer.features.headers:
+                own = _replaced(own, added_headers)
             try:
                 text = None if key_template is None else key_template.fill(event)
                 key = None if text is None else text.encode()
@@ -125,6 +158,8 @@ class MessageFactory:
                     f"{kind.__qualname__} cannot be written by {type(self._serializer).__name__} "
                     f"({type(error).__name__})"
                 ) from error
+            if added and self._producer.features.headers:
+                headers = _replaced(headers, added_headers)
             message = Message(id, route, payload, headers, key, config)
             check(message)
             messages.append(message)
@@ -176,6 +211,37 @@ def _travelling(current: Opened) -> list[tuple[str, str]]:
     if not any(name == "correlationid" for name, _ in found) and _can_go(current.id):
         found.append(("correlationid", current.id))
     return found
+
+
+def _with_added(
+    travelling: Sequence[tuple[str, str]], added: Mapping[str, str], has_headers: bool
+) -> tuple[Sequence[tuple[str, str]], Headers]:
+    """What travels as attributes of the envelope, with what hooks have added, and what of that travels as headers."""
+    kept = {name: value for name, value in added.items() if _can_travel(name, value)}
+    attributes = [(name, value) for name, value in kept.items() if name in TRAVELLING]
+    others = [pair for pair in travelling if pair[0] not in kept]
+    if "traceparent" in kept:  # the state of another trace must not go with it
+        others = [pair for pair in others if pair[0] != "tracestate"]
+    headers = [(name, value.encode()) for name, value in kept.items() if has_headers or name not in TRAVELLING]
+    return [*others, *attributes], headers
+
+
+def _can_travel(name: str, value: str) -> bool:
+    return (
+        0 < len(name) <= _LONGEST_HEADER_NAME
+        and name.isascii()
+        and name.isprintable()
+        and not own_header(name)
+        and len(value) <= _LONGEST_ADDED
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def _replaced(headers: Headers, added: Headers) -> Headers:
+    """Headers, with others in the place of those of their names."""
+    names = {name for name, _ in added}
+    return (*(pair for pair in headers if pair[0].lower() not in names), *added)
 
 
 def _can_go(value: str) -> bool:

@@ -186,6 +186,7 @@ async def handle_batch(trials: Trials, bound: Bound, parts: Sequence[Part]) -> N
                 again[0].work.opened.delivery.source,
                 delay,
                 exc_info=cause,
+                extra={**again[0].work.log_fields, "handler": bound.name, "events": len(again)},
             )
             if not await again[0].work.pause(delay):
                 for part in again:

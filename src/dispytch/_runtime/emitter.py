@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from dispytch._core.codec import JSONSerializer, Serializer
 from dispytch._core.emitting import MessageFactory, several
 from dispytch._core.envelope import CloudEventsEnvelope, Envelope
 from dispytch._core.events import EventBase
-from dispytch._core.messages import Receipt
+from dispytch._core.hooks import EmitCall, EmitHook
+from dispytch._core.messages import Message, Receipt
 from dispytch._runtime.ids import new_ids
 from dispytch._runtime.urls import no_client
 from dispytch.abc import BlockingProducer, Producer, ProducerBase
@@ -21,6 +23,16 @@ from dispytch.errors import ConfigurationError, DispytchError, EmitManyError, Em
 __all__ = ["EmitterBase", "EventEmitter"]
 
 CallbackT = TypeVar("CallbackT", bound=Callable[[Any], Any])
+
+
+class Hooked(ExitStack):
+    """What hooks have around a call. They cannot swallow its error: nobody would know that it failed."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        super().__exit__(kind, error, traceback)
+        return False
 
 
 class EmitterBase:
@@ -33,6 +45,7 @@ class EmitterBase:
         envelope: Envelope | None,
         source: str,
         timeout: float | None,
+        hooks: Sequence[EmitHook],
     ) -> None:
         if timeout is not None and timeout <= 0:
             raise ConfigurationError(f"timeout is in seconds and must be positive, or None to wait for ever: {timeout}")
@@ -53,12 +66,42 @@ class EmitterBase:
             time.time,
             new_ids,
         )
+        if isinstance(hooks, EmitHook):
+            raise ConfigurationError(f"hooks takes a list, also of one: hooks=[{type(hooks).__name__}(...)]")
+        for one in hooks:
+            if not isinstance(one, EmitHook):
+                hint = "; write it with parentheses" if isinstance(one, type) else ""
+                raise ConfigurationError(f"{one!r} is no EmitHook instance{hint}")
+        self._transport, self._name_of = producer.transport, producer.destination
+        self._hooks: tuple[EmitHook, ...] = tuple(hooks)
         self._on_timeout: Callable[[Any], Any] | None = None
         self._closed = False
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise EmitRejectedError("the emitter is closed, so the event did not go; start() opens it again")
+
+    def _hooked(
+        self, events: Sequence[EventBase], is_many: bool, id: str | None = None, made: Sequence[Message] | None = None
+    ) -> tuple[EmitCall, Hooked]:
+        """A call with its messages, and what has the hooks look on while it is entered.
+
+        Args:
+            made: The messages, if they are made already; they get what hooks add where they have headers.
+        """
+        destinations = [self._factory.destination(event) for event in events]
+        call = EmitCall(events, is_many, self._transport, destinations, self._name_of)
+        with Hooked() as stack:
+            for hook in self._hooks:
+                if (around := hook.around(call)) is not None:
+                    stack.enter_context(around)
+            if made is not None:
+                call.messages = self._factory.with_headers(made, call.headers)
+            elif is_many:
+                call.messages = self._factory.make_many(events, call.headers)
+            else:
+                call.messages = [self._factory.make(events[0], id, call.headers)]
+            return call, stack.pop_all()
 
     def _all_confirmed(self, results: list[Receipt | DispytchError | None]) -> list[Receipt | None]:
         """The results without an error among them, or EmitManyError."""
@@ -81,6 +124,7 @@ class EventEmitter(EmitterBase):
         envelope: How id, type and time travel with a body; CloudEvents by default.
         source: What emits, as CloudEvents has it: the service's name or a URI.
         timeout: Seconds for connecting, sending and confirming of each call; ``None`` waits for ever.
+        hooks: What looks on at every emit, such as telemetry, the outermost first.
 
     Raises:
         ConfigurationError: the producer is for blocking code, or an option is wrong.
@@ -94,6 +138,7 @@ class EventEmitter(EmitterBase):
         envelope: Envelope | None = None,
         source: str = "dispytch",
         timeout: float | None = 30.0,
+        hooks: Sequence[EmitHook] = (),
     ) -> None:
         if isinstance(producer, BlockingProducer):
             raise ConfigurationError(
@@ -101,7 +146,7 @@ class EventEmitter(EmitterBase):
             )
         if not isinstance(producer, Producer):
             raise ConfigurationError(no_client(producer, "producer"))
-        super().__init__(producer, serializer, envelope, source, timeout)
+        super().__init__(producer, serializer, envelope, source, timeout, hooks)
         self.producer: Producer = producer
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
@@ -125,7 +170,13 @@ class EventEmitter(EmitterBase):
             EmitTimeoutError: it may have gone.
         """
         self._refuse_if_closed()
-        (outcome,) = await self.producer.send([self._factory.make(event, id)], self.timeout)
+        if self._hooks:
+            call, hooked = self._hooked([event], False, id)
+            with hooked:
+                call.outcomes = await self.producer.send(call.messages, self.timeout)
+            (outcome,) = call.outcomes
+        else:
+            (outcome,) = await self.producer.send([self._factory.make(event, id)], self.timeout)
         if isinstance(outcome, Receipt):
             return outcome
         if isinstance(outcome, EmitTimeoutError) and self._on_timeout is not None:
@@ -145,10 +196,16 @@ class EventEmitter(EmitterBase):
         """
         self._refuse_if_closed()
         given = several(events)
-        messages = self._factory.make_many(given)
-        if not messages:
+        if not given:
             return []
-        results: list[Receipt | DispytchError | None] = list(await self.producer.send(messages, self.timeout))
+        results: list[Receipt | DispytchError | None]
+        if self._hooks:
+            call, hooked = self._hooked(given, True)
+            with hooked:
+                call.outcomes = await self.producer.send(call.messages, self.timeout)
+            results = list(call.outcomes)
+        else:
+            results = list(await self.producer.send(self._factory.make_many(given), self.timeout))
         if self._on_timeout is not None:
             for number, result in enumerate(results):
                 if isinstance(result, EmitTimeoutError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,10 +23,14 @@ class ConsumerHealth:
         name: The consumer, as its ``repr`` has it.
         connected: Whether it has its connection.
         unsettled: Events received from it and not yet acknowledged or handed back.
-        is_full: It holds as many as it may, so it asks for no more.
+        is_full: It holds as many as it may, so it asks for no more, until half of them are settled.
         polled_ago: Seconds since it last asked its broker or heard from it; ``None`` if that cannot be told. It grows
             where nothing is asked, be it that the consumer is full, or that its thread is stuck.
         assignment: The partitions that are its own, such as ``"orders[3]"``; ``None`` where nothing is assigned.
+        transport: Its transport's name, such as ``"kafka"``.
+        group: Its consumer group.
+        is_receiving: What there is comes; False while a group has not told a new member its share yet.
+        lag: How many messages its group has not got yet, by topic, as it last knew; ``None`` if that cannot be told.
     """
 
     name: str
@@ -33,6 +39,10 @@ class ConsumerHealth:
     is_full: bool
     polled_ago: float | None
     assignment: tuple[str, ...] | None
+    transport: str = ""
+    group: str = ""
+    is_receiving: bool = True
+    lag: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +87,10 @@ def health_of(session: Session | None, state: State) -> Health:
     if session is None:
         return Health(state)
     counts = session.counts
+    consumers = tuple(map(_consumer_health, session.links))
     return Health(
         "draining" if session.stopping else state,
-        connected=state == "running" and all(link.connected for link in session.links),
+        connected=state == "running" and all(consumer.connected for consumer in consumers),
         in_flight=session.in_flight,
         queued=session.queued,
         oldest_in_flight=session.oldest_in_flight,
@@ -91,17 +102,26 @@ def health_of(session: Session | None, state: State) -> Health:
         unhandled=counts.unhandled,
         skipped_null=counts.skipped_null,
         not_addressed=counts.not_addressed,
-        consumers=tuple(map(_consumer_health, session.links)),
+        consumers=consumers,
     )
 
 
 def _consumer_health(link: Link) -> ConsumerHealth:
-    progress = link.consumer.progress()
+    consumer = link.consumer
+    progress = consumer.progress()
+    polled_ago = progress.polled_ago
+    if polled_ago is not None and not link.rests:
+        # After a rest it was not asked for long, which is no sign that it is stuck.
+        polled_ago = min(polled_ago, time.monotonic() - link.asked_since)
     return ConsumerHealth(
-        repr(link.consumer),
-        link.connected,
+        repr(consumer),
+        link.connected and not progress.is_cut_off,
         link.held,
-        link.held >= link.window,
-        progress.polled_ago,
+        link.rests or link.held >= link.window,
+        polled_ago,
         progress.assignment,
+        consumer.transport,
+        consumer.group_id,
+        consumer.is_receiving(),
+        None if progress.lag is None else dict(progress.lag),
     )

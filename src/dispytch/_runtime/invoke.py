@@ -378,7 +378,12 @@ def concluded(ctx: EventHandlerContext, error: BaseException | None, is_manual: 
     """
     failure = ctx.conclude(error, is_manual)
     if failure is None and error is not None:
-        logger.error("Handler %s has failed after it had settled what it was given.", ctx.handler, exc_info=error)
+        logger.error(
+            "Handler %s has failed after it had settled what it was given.",
+            ctx.handler,
+            exc_info=error,
+            extra=ctx.log_fields,
+        )
     return failure
 
 

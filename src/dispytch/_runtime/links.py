@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -72,6 +73,10 @@ class Link:
         self.outbox: list[Settlement] = []
         self.room = Signal()
         self.connected = True
+        self.rests = False
+        """Nothing is asked of the consumer, as it should be: it is full, or what it gave is acknowledged first."""
+        self.asked_since = time.monotonic()
+        """When it was last begun to ask again after a rest."""
         self._loop = Loop()
         self._to_settle = Signal()
         self._later: list[Settlement] = []
@@ -84,6 +89,15 @@ class Link:
         self.outbox.append(settlement)
         if not self._to_settle.is_set:
             self._to_settle.set()
+
+    def rest(self) -> None:
+        """Nothing is asked of the consumer until `resume`."""
+        self.rests = True
+
+    def resume(self) -> None:
+        """It is asked again from now on."""
+        self.rests = False
+        self.asked_since = time.monotonic()
 
     def overtaken(self, waiting: Sequence[Delivery], begun: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `Consumer.overtaken`."""

@@ -174,10 +174,15 @@ class Session:
                 else:
                     self._workers.add(work)
             if first:
+                link.rest()
                 await self._acknowledge_first(link, first)
+                link.resume()
             self._workers.wake()
-            while link.held >= link.window:
-                await link.room.wait()
+            if link.held >= link.window:
+                link.rest()
+                while link.held >= link.window:
+                    await link.room.wait()
+                link.resume()
 
     async def _acknowledge_first(self, link: Link, first: Sequence[Work]) -> None:
         pending = [Settlement(work.opened.delivery, Outcome.ACK) for work in first]
@@ -220,6 +225,7 @@ class Session:
                 logger.warning("%s cannot connect, next try within %g s: %s", link.name, delay, again)
             else:
                 link.connected = True
+                link.resume()
                 logger.info("%s is connected again.", link.name)
                 return
 
@@ -293,6 +299,7 @@ class Session:
             delivery.position or "no position",
             "dead-lettered" if routes else "dropped",
             error,
+            extra={"topic": delivery.source, "position": delivery.position, "group": link.consumer.group_id},
         )
         group = link.consumer.group_id
         letters = [make_dead_letter(delivery, route, error, group=group) for route in routes]
@@ -311,7 +318,8 @@ class Session:
     def _return_replay(self, link: Link, delivery: Delivery, target: str, error: DeliveryError) -> None:
         """A replayed event whose handler is not there any more goes back to where it came from."""
         self.counts.unhandled += 1
-        logger.error("An event from %s finds no handler: %s", delivery.source, error)
+        fields = {"topic": delivery.source, "handler": target, "group": link.consumer.group_id}
+        logger.error("An event from %s finds no handler: %s", delivery.source, error, extra=fields)
         self._dead_letter_unhandled(link, delivery, error, target.rpartition("/")[2])
 
     def _dead_letter_unhandled(

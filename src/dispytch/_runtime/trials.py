@@ -78,6 +78,7 @@ class Trials:
                 ctx.failures,
                 judged,
                 exc_info=error,
+                extra=_fields(work, bound, ctx.failures),
             )
             if not await work.pause(judged):
                 return RELEASED
@@ -127,6 +128,7 @@ class Trials:
             tries,
             where,
             error if isinstance(error, DecodeError) else type(error).__name__,
+            extra=_fields(work, bound, tries),
             **details,
         )
         if route is None:
@@ -144,6 +146,7 @@ class Trials:
                     "Event %s from %s was acknowledged before it was handled, and a stop cut its next try off.",
                     work.opened.id,
                     work.opened.delivery.source,
+                    extra=work.log_fields,
                 )
             work.settle(Outcome.RELEASE)
             return
@@ -151,6 +154,10 @@ class Trials:
         self.counts.dead_lettered += len(letters)
         self.counts.handled += 1
         work.settle(Outcome.DEAD_LETTER if letters else Outcome.ACK, letters)
+
+
+def _fields(work: Work, bound: Bound, tries: int) -> dict[str, object]:
+    return {**work.log_fields, "handler": bound.name, "attempt": tries}
 
 
 # Errors are returned, and looked at outside of any except clause: otherwise each would have the one before it as its

@@ -55,6 +55,7 @@ class Bound:
         "batching",
         "begin",
         "call",
+        "consumer",
         "dead_letter",
         "declared",
         "delimiter",
@@ -88,6 +89,7 @@ class Bound:
         """Tells it from other handlers of its consumer, also from those of the same name."""
         self.identity: str = ""
         """Tells it from all other handlers: its consumer group, a slash, and its key."""
+        self.consumer: Consumer
         self.event: str | None = handler.event
         self.pattern: Pattern = pattern
         self.delimiter: str | None = pattern.delimiter
@@ -161,6 +163,7 @@ class Wired:
             if seen[item.name] > 1:
                 item.key = f"{item.name}#{seen[item.name]}"
             item.identity = f"{consumer.group_id}/{item.key}"
+            item.consumer = consumer
         self._dead_letters = {route.address for one in subscriptions for route in one.dead_letters}
         self._by_source: dict[tuple[str, Hashable], list[Match]] = {}
         self.routes: dict[tuple[str, Hashable, str | None], Route] = {}

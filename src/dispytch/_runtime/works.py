@@ -65,6 +65,15 @@ class Work(Settlement):
         return self.link.pause
 
     @property
+    def log_fields(self) -> dict[str, object]:
+        """What log records about it have as ``extra``."""
+        return {
+            "topic": self.opened.delivery.source,
+            "event_id": self.opened.id,
+            "group": self.link.consumer.group_id,
+        }
+
+    @property
     def partition(self) -> object:
         """Of those of one, the order in which they came is that of the broker."""
         return self.link, self.opened.delivery.source, self.opened.delivery.partition

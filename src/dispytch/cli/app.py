@@ -19,6 +19,7 @@ _COMMANDS = {
     "emit": "Emit events, validated by their class.",
     "tail": "Show the events of a topic as they come.",
     "dead": "Look at dead letters, send them back, or drop them.",
+    "health": "Tell whether a service is alive or ready.",
     "docs": "Write the API document: AsyncAPI as JSON or YAML, or a page of HTML.",
     "doctor": "Ask a broker how it is, and what it has of a dispatcher's.",
     "demo": "Run a small shop, and see what becomes of its events.",

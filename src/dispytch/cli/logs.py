@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dispytch.cli.errors import UsageProblem
+from dispytch.logs import EventFields
 
 __all__ = ["FORMATS", "LEVELS", "configure"]
 
@@ -58,6 +59,7 @@ def configure(format: str, level: str, worker: str = "", config: str | None = No
     else:
         prefix = f"[{worker}] " if worker else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {prefix}%(name)s: %(message)s"))
+    handler.addFilter(EventFields())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if config is None:
         return

@@ -33,6 +33,12 @@ __all__ = ["command"]
     type=click.Path(exists=True, dir_okay=False),
     help="A file of logging.config, JSON or INI, in the place of the two above.",
 )
+@click.option("--http", metavar="[HOST:]PORT", help="Tell health and metrics there: /livez, /readyz, /metrics.")
+@click.option(
+    "--heartbeat",
+    type=click.Path(dir_okay=False),
+    help="Tell health in a file, for `dispytch health FILE`.",
+)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -45,13 +51,27 @@ def command(
     log_format: str,
     log_level: str,
     log_config: str | None,
+    http: str | None,
+    heartbeat: str | None,
 ) -> None:
     """Run the dispatcher MODULE:DISPATCHER until SIGINT or SIGTERM comes.
 
     The first signal drains: nothing more is fetched, what is in flight finishes. A second one cancels it.
     """
     debug = is_debugging(ctx)
-    options = RunOptions(target, app_dir, factory, loop, log_format, log_level, debug, workers, log_config=log_config)
+    options = RunOptions(
+        target,
+        app_dir,
+        factory,
+        loop,
+        log_format,
+        log_level,
+        debug,
+        workers,
+        log_config=log_config,
+        http=http,
+        heartbeat=heartbeat,
+    )
     if workers > 1 or reload:
         from dispytch.cli.supervisor import Supervisor
 

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 from anyio.abc import TaskStatus
@@ -36,6 +38,9 @@ class RunOptions:
         debug: Whether tracebacks are shown.
         workers: How many processes run the same.
         worker: The number of this one, from 1; 0 for the only process.
+        http: Where health and metrics are told, ``[HOST:]PORT``.
+        heartbeat: The file that is to tell how it is doing.
+        socket: Where a worker tells it, to its supervisor, in the place of both.
     """
 
     target: str
@@ -48,6 +53,9 @@ class RunOptions:
     workers: int = 1
     worker: int = 0
     log_config: str | None = None
+    http: str | None = None
+    heartbeat: str | None = None
+    socket: str | None = None
 
 
 class Stop:
@@ -91,15 +99,23 @@ def serve(options: RunOptions) -> int:
     dispatcher = load_dispatcher(options.target, options.app_dir, options.factory)
     if options.workers > 1:
         warn_of_repeats(dispatcher, options.workers)
-    serve_until_signal(dispatcher, options.loop)
+    beside: Sequence[AbstractAsyncContextManager[Any]] = ()
+    if options.http is not None or options.heartbeat is not None:
+        from dispytch.cli.probes import probes_of
+
+        beside = probes_of(dispatcher, options)
+    serve_until_signal(dispatcher, options.loop, beside)
     return 0
 
 
-def serve_until_signal(dispatcher: EventDispatcher, loop: str) -> None:
+def serve_until_signal(
+    dispatcher: EventDispatcher, loop: str, beside: Sequence[AbstractAsyncContextManager[Any]] = ()
+) -> None:
     """Runs a dispatcher: the first SIGINT or SIGTERM drains, and a second one cancels, and ends the process here.
 
     Args:
         loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
+        beside: What is entered before it starts, and exited when it has drained.
 
     Raises:
         DispytchError: it cannot be started, or a broker ended it.
@@ -107,7 +123,14 @@ def serve_until_signal(dispatcher: EventDispatcher, loop: str) -> None:
     backend: Literal["asyncio", "trio"] = "trio" if loop == "trio" else "asyncio"
     stop = Stop(dispatcher)
     try:
-        anyio.run(_serve, dispatcher, stop, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
+        anyio.run(
+            _serve,
+            dispatcher,
+            stop,
+            beside,
+            backend=backend,
+            backend_options=loop_options(backend, loop == "uvloop"),
+        )
     except BaseExceptionGroup as group:
         raise sole(group) from None
     finally:
@@ -117,12 +140,15 @@ def serve_until_signal(dispatcher: EventDispatcher, loop: str) -> None:
             os._exit(stop.code)
 
 
-async def _serve(dispatcher: EventDispatcher, stop: Stop) -> None:
-    async with anyio.create_task_group() as group:
-        await group.start(stop.watch, group.cancel_scope)
-        if not stop.requested:
-            await dispatcher.start()
-        group.cancel_scope.cancel()
+async def _serve(dispatcher: EventDispatcher, stop: Stop, beside: Sequence[AbstractAsyncContextManager[Any]]) -> None:
+    async with AsyncExitStack() as stack:
+        for one in beside:
+            await stack.enter_async_context(one)
+        async with anyio.create_task_group() as group:
+            await group.start(stop.watch, group.cancel_scope)
+            if not stop.requested:
+                await dispatcher.start()
+            group.cancel_scope.cancel()
 
 
 def report(error: BaseException, options: RunOptions) -> int:

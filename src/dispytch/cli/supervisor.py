@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dispytch.cli.errors import CONFIGURATION, FAILURE, USAGE
 from dispytch.cli.logs import configure
@@ -39,7 +40,8 @@ class _Worker:
     """A place for a process, and the process that is in it."""
 
     def __init__(self, options: RunOptions, command: Sequence[str] | None) -> None:
-        self._command = command or [sys.executable, "-m", "dispytch.cli.worker", json.dumps(asdict(options))]
+        self.options: RunOptions = options
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._failures = 0
@@ -57,8 +59,9 @@ class _Worker:
         self._started_at = time.monotonic()
         self.starts += 1
         # A process group of its own: Ctrl-C in a terminal is for the supervisor, which hands it on once.
+        command = self._command or [sys.executable, "-m", "dispytch.cli.worker", json.dumps(asdict(self.options))]
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own module, or with the command that this process is
-            self._command,
+            command,
             stdin=subprocess.PIPE,
             env={**os.environ, "DISPYTCH_WORKER": str(self.number)},
             process_group=0,
@@ -100,6 +103,7 @@ class Supervisor:
         self._options = options
         self._watched = watched
         self._workers = [_Worker(replace(options, worker=number + 1), command) for number in range(options.workers)]
+        self._is_probed = options.http is not None or options.heartbeat is not None
         self._signals: deque[int] = deque()
         self._stopping = 0  # how many signals there were
         self._reloading = False
@@ -109,7 +113,7 @@ class Supervisor:
     def run(self) -> int:
         """Returns the exit code."""
         configure(self._options.log_format, self._options.log_level, config=self._options.log_config)
-        with self._woken_by_signals() as wakeup:
+        with self._woken_by_signals() as wakeup, self._probes():
             count = len(self._workers)
             logger.info(
                 "Supervisor %d starts %d worker%s of %s%s.",
@@ -142,6 +146,26 @@ class Supervisor:
                     if worker.due_at is not None and time.monotonic() >= worker.due_at and not self._reloading:
                         worker.start()
         return self._code
+
+    @contextmanager
+    def _probes(self) -> Iterator[None]:
+        """Tells how the workers are doing, if that was asked for; each tells it to this process by a socket."""
+        if not self._is_probed:
+            yield
+            return
+        from dispytch.cli.probes import Fleet, Place, probes, socket_of
+        from dispytch.health.threads import BackgroundThread
+
+        def places() -> list[Place]:
+            found = [(worker.number, worker.pid) for worker in self._workers]
+            return [Place(number, pid) for number, pid in found if pid is not None]
+
+        with TemporaryDirectory(prefix="dispytch-") as folder:
+            for worker in self._workers:
+                worker.options = replace(worker.options, socket=socket_of(Path(folder), worker.number))
+            fleet = Fleet(Path(folder), places)
+            with BackgroundThread(*probes(fleet, self._options.http, self._options.heartbeat)):
+                yield
 
     def _is_needed(self) -> bool:
         if any(worker.pid for worker in self._workers):

@@ -64,12 +64,13 @@ class Assignment:
     def _assigned(self, consumer: Any, assigned: Sequence[Any]) -> None:
         try:
             begun = self._begin(consumer, assigned) if assigned else {}
-            failures = self._failures(consumer, assigned) if assigned else {}
+            offsets, failures = self._committed(consumer, assigned) if assigned else ({}, {})
             with self._lock:
                 for one in assigned:
                     partition = Partition(one.topic, one.partition, self._plan.topics.takes(one.topic))
                     # Whoever comes next would begin at a later end, and miss what is between, were it not committed.
                     partition.wanted = begun.get(partition.key)
+                    partition.committed_before = offsets.get(partition.key)
                     partition.failures.update(failures.get(partition.key, {}))
                     self.partitions[partition.key] = partition
                     self._new.append(partition)
@@ -100,14 +101,21 @@ class Assignment:
         (consumer.incremental_assign if is_incremental else consumer.assign)(list(assigned))
         return begun
 
-    def _failures(self, consumer: Any, assigned: Sequence[Any]) -> dict[tuple[str, int], dict[int, dict[str, int]]]:
-        """What those who had the partitions before have left of failures; it is no reason to wait for long."""
+    def _committed(
+        self, consumer: Any, assigned: Sequence[Any]
+    ) -> tuple[dict[tuple[str, int], int], dict[tuple[str, int], dict[int, dict[str, int]]]]:
+        """What those who had the partitions before have committed, and have left of failures.
+
+        It is no reason to wait for long.
+        """
         try:
             answers = consumer.committed(list(assigned), timeout=_FAILURES_WITHIN)
         except import_confluent().KafkaException as error:
-            logger.debug("The failure counts of %d partitions cannot be told: %s", len(assigned), error)
-            return {}
-        return {(one.topic, one.partition): unpacked(one.metadata) for one in answers if one.error is None}
+            logger.debug("What was committed of %d partitions cannot be told: %s", len(assigned), error)
+            return {}, {}
+        told = [one for one in answers if one.error is None]
+        offsets = {(one.topic, one.partition): one.offset for one in told}
+        return offsets, {(one.topic, one.partition): unpacked(one.metadata) for one in told}
 
     def _revoked(self, consumer: Any, revoked: Sequence[Any]) -> None:
         failure = self._commits.now(consumer, self.without((one.topic, one.partition) for one in revoked))

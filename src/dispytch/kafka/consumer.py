@@ -212,7 +212,10 @@ class KafkaConsumer(Consumer):
 
     def progress(self) -> Progress:
         reader = self._reader
-        return Progress() if reader is None else Progress(time.monotonic() - reader.polled_at, reader.assignment)
+        if reader is None:
+            return Progress()
+        reader.want_lag()
+        return Progress(time.monotonic() - reader.polled_at, reader.assignment, reader.lag, reader.is_cut_off)
 
     def backlog(self) -> int | None:
         return None if self._reader is None else self._reader.queued or None

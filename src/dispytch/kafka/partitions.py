@@ -26,6 +26,7 @@ class Partition:
     __slots__ = (
         "_first",
         "committed",
+        "committed_before",
         "failures",
         "has_news",
         "is_full",
@@ -47,6 +48,8 @@ class Partition:
         self.last: int = -1
         self.wanted: int | None = None
         self.committed: int | None = None
+        self.committed_before: int | None = None
+        """What others had committed when it was assigned; negative for nothing, ``None`` if that is not known."""
         self.failures: dict[int, Mapping[str, int]] = {}
         self.has_news: bool = False
         """There are failures that were not committed."""
@@ -72,6 +75,17 @@ class Partition:
         if self.failures:
             for offset in offsets:
                 self.failures.pop(offset, None)
+
+    def lag(self, low: int, high: int) -> int | None:
+        """How many messages lie behind what is done, between the offsets that there are; ``None`` if that is not known.
+
+        Args:
+            low, high: The first offset that there is, and the one after the last; negative if they are not known.
+        """
+        done = next((at for at in (self.wanted, self.committed, self.committed_before) if at is not None), None)
+        if done is None or high < 0:
+            return None
+        return max(0, high - (max(low, 0) if done < 0 else done))
 
     @property
     def to_commit(self) -> int | None:

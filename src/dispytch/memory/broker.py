@@ -272,6 +272,11 @@ class MemoryBroker:
         with self._lock:
             return sum(cursor.waiting for cursor in member.fresh) + len(member.inbox)
 
+    def lag(self, member: Member) -> dict[str, int]:
+        """How many entries nobody of a member's group has been given yet, by topic."""
+        with self._lock:
+            return {cursor.topic.name: cursor.waiting for cursor in member.cursors}
+
 
 def _deliveries(places: Sequence[Place]) -> list[Delivery]:
     found: list[Delivery] = []

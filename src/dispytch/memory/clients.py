@@ -20,6 +20,7 @@ from dispytch.abc import (
     Message,
     Producer,
     ProducerBase,
+    Progress,
     Receipt,
     Settlement,
     Subscription,
@@ -163,6 +164,9 @@ class MemoryConsumer(Consumer):
 
     def configuration(self) -> Mapping[str, object]:
         return {"group": self.group_id, "start_from": self.start_from}
+
+    def progress(self) -> Progress:
+        return Progress(lag=None if self._member is None else self.broker.lag(self._member))
 
     def backlog(self) -> int | None:
         return None if self._member is None else self.broker.backlog(self._member)

@@ -113,6 +113,7 @@ class Deduplicate(Middleware):
                     ctx.meta.id,
                     ctx.handler,
                     problem,
+                    extra=ctx.log_fields,
                 )
             seconds = delay * (0.5 + random.random() / 2)  # noqa: S311 - no secret
             if waited > self.claim_ttl + 2 * _LOOK_EVERY or not await ctx.back_off(seconds):
@@ -149,6 +150,7 @@ class Deduplicate(Middleware):
                     ctx.handler,
                     ctx.meta.id,
                     problem,
+                    extra=ctx.log_fields,
                 )
                 return
             waited += delay
@@ -164,6 +166,7 @@ class Deduplicate(Middleware):
                 ctx.handler,
                 self.claim_ttl,
                 problem,
+                extra=ctx.log_fields,
             )
 
     async def _last_word(self, telling: Awaitable[None]) -> object:

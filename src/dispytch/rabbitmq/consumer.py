@@ -35,7 +35,7 @@ from dispytch.rabbitmq.bindings import binding_key, check_name
 from dispytch.rabbitmq.intake import Intake, PikaIntake
 from dispytch.rabbitmq.producer import DEFAULT_EXCHANGE, FEATURES, Driver, RabbitMQProducer, check_driver, refuse_trio
 from dispytch.rabbitmq.properties import fitted, with_exchange
-from dispytch.rabbitmq.routes import RabbitMQEventRoute, RabbitMQEventSubscription
+from dispytch.rabbitmq.routes import RabbitMQEventRoute, RabbitMQEventSubscription, Scope
 from dispytch.rabbitmq.source import Source
 from dispytch.rabbitmq.topology import Topology
 
@@ -258,9 +258,15 @@ class RabbitMQConsumer(Consumer):
             found["driver"] = self._driver or "pika"
         return found
 
+    def destination(self, delivery: Delivery) -> str:
+        scope = delivery.scope
+        return f"{scope.exchange}:{delivery.source}:{scope.queue}" if isinstance(scope, Scope) else delivery.source
+
     def progress(self) -> Progress:
-        ran_at = None if self._intake is None else self._intake.ran_at
-        return Progress(None if ran_at is None else time.monotonic() - ran_at)
+        intake = self._intake
+        if intake is None:
+            return Progress()
+        return Progress(None if intake.ran_at is None else time.monotonic() - intake.ran_at, lag=intake.lag)
 
     def backlog(self) -> int | None:
         intake = self._intake

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import anyio.lowlevel
 from dispytch._bridge import Waker
 from dispytch.abc import Delivery
 from dispytch.errors import BrokerError, BrokerUnreachableError
+from dispytch.rabbitmq.gauge import Gauge
 from dispytch.rabbitmq.properties import delivery_of, plain_delivery, text_of
 from dispytch.rabbitmq.routes import Scope
 from dispytch.rabbitmq.source import Source, refusal
@@ -70,6 +71,11 @@ class Intake(ABC):
         """When the thread that serves it last ran; ``None`` without one."""
         return None
 
+    @property
+    def lag(self) -> Mapping[str, int] | None:
+        """How many messages wait in the queues, as last known; ``None`` if it does not look. To ask has it look."""
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """Lets go of everything; what is not settled goes back to its queue. Idempotent."""
@@ -119,11 +125,18 @@ class PikaIntake(Intake):
         self._sources: dict[tuple[bytes, bytes, bytes], tuple[str, Scope]] = {}
         self._consuming = 0
         self._is_open = False
+        self._gauge = Gauge(topology.queues)
         self._wire: Wire
 
     @property
     def ran_at(self) -> float | None:
         return self._wire.ran_at
+
+    @property
+    def lag(self) -> Mapping[str, int] | None:
+        if self._is_open and self._gauge.is_due():
+            self._wire.post(lambda: self._gauge.measure(self._wire.connection))
+        return self._gauge.found
 
     async def open(self) -> None:
         self._waker = Waker()

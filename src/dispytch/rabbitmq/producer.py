@@ -98,6 +98,10 @@ class _Sender(ProducerBase):
         where = f"for {self._source.address}" if self._source is not None else f"with exchange {self.exchange!r}"
         return f"<{type(self).__name__} {where}>"
 
+    def destination(self, route: EventRoute) -> str:
+        exchange = route.exchange if isinstance(route, RabbitMQEventRoute) else None
+        return f"{self.exchange if exchange is None else exchange}:{route.address}"
+
     def route_for(self, topic: str) -> EventRoute:
         return RabbitMQEventRoute(topic)
 

@@ -168,7 +168,11 @@ class RedisConsumer(Consumer):
         return {"server": self._source.address, "driver": self._driver or "by the loop"}
 
     def progress(self) -> Progress:
-        return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)
+        if self._heard_at is None:
+            return Progress()
+        # Where a thread reads, nothing reaches the loop while the channels are quiet.
+        heard_at = self._heard_at if self._link is None else max(self._heard_at, self._link.heard_at)
+        return Progress(time.monotonic() - heard_at)
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None

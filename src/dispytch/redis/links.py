@@ -43,6 +43,9 @@ class Link(ABC):
             BrokerError: it did not work; the link is closed.
         """
 
+    heard_at: float = 0.0
+    """When a thread of its own has last heard from the server, in monotonic time; 0 without one."""
+
     @abstractmethod
     async def read(self) -> list[Delivery]:
         """What has come; waits for something to come, which may be nothing that is wanted. May be cancelled.

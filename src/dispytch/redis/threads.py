@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from typing import Any
@@ -38,6 +39,7 @@ class _Reader(Link):
         self.channels: Channels = channels
         self.address: str = address
         self.stopping: bool = False
+        self.heard_at: float = 0.0
         self._batches: deque[list[Delivery]] = deque()
         self._room = threading.Condition()
         self._is_open = False
@@ -119,6 +121,7 @@ class _Reader(Link):
                         if self.stopping:
                             break
                 batch = self._next()
+                self.heard_at = time.monotonic()
         except BaseException as error:
             self._error = error
         finally:

@@ -114,6 +114,17 @@ class EventDispatcher(Registry):
         """How it is doing, from its own progress; a plain call that asks no broker."""
         return self._inner.health()
 
+    def responds(self, timeout: float = 1.0) -> bool:
+        """Whether its event loop turns; True where it has none, since it is not started or has ended.
+
+        Args:
+            timeout: Seconds to wait for a turn.
+        """
+        turned = threading.Event()
+        if self._thread is None or self._loop is None or not self._loop.post(turned.set):
+            return True
+        return turned.wait(timeout) or not self._thread.is_alive()
+
     def wiring(self) -> Sequence[Wired]:
         """What a start would run; see `dispytch.EventDispatcher.wiring`."""
         return self._inner.wiring()

@@ -16,6 +16,7 @@ from dispytch._core.codec import Serializer
 from dispytch._core.emitting import several
 from dispytch._core.envelope import Envelope
 from dispytch._core.events import EventBase
+from dispytch._core.hooks import EmitHook
 from dispytch._core.messages import Message, Receipt
 from dispytch._runtime.emitter import CallbackT, EmitterBase
 from dispytch._runtime.urls import no_client
@@ -38,6 +39,7 @@ class EventEmitter(EmitterBase):
         envelope: How id, type and time travel with a body; CloudEvents by default.
         source: What emits, as CloudEvents has it: the service's name or a URI.
         timeout: Seconds for connecting, sending and confirming of each call; ``None`` waits for ever.
+        hooks: What looks on at every emit, such as telemetry, the outermost first.
 
     Raises:
         ConfigurationError: the producer's transport has no blocking side, or an option is wrong.
@@ -51,11 +53,12 @@ class EventEmitter(EmitterBase):
         envelope: Envelope | None = None,
         source: str = "dispytch",
         timeout: float | None = 30.0,
+        hooks: Sequence[EmitHook] = (),
     ) -> None:
         if not isinstance(producer, Producer | BlockingProducer):
             raise ConfigurationError(no_client(producer, "producer"))
         self.producer: BlockingProducer = producer.blocking() if isinstance(producer, Producer) else producer
-        super().__init__(self.producer, serializer, envelope, source, timeout)
+        super().__init__(self.producer, serializer, envelope, source, timeout, hooks)
         _open.add(self)
 
     def on_timeout(self, callback: CallbackT) -> CallbackT:
@@ -82,7 +85,13 @@ class EventEmitter(EmitterBase):
         """
         _refuse_loop()
         self._refuse_if_closed()
-        (outcome,) = self.producer.send([self._factory.make(event, id)], self.timeout)
+        if self._hooks:
+            call, hooked = self._hooked([event], False, id)
+            with hooked:
+                call.outcomes = self.producer.send(call.messages, self.timeout)
+            (outcome,) = call.outcomes
+        else:
+            (outcome,) = self.producer.send([self._factory.make(event, id)], self.timeout)
         if isinstance(outcome, Receipt):
             return outcome
         if isinstance(outcome, EmitTimeoutError) and self._on_timeout is not None:
@@ -101,7 +110,11 @@ class EventEmitter(EmitterBase):
             EmitManyError: some were not confirmed; its ``results`` say which.
         """
         given = several(events)
-        return self._send(given, self._factory.make_many(given))
+        if not self._hooks or not given:
+            return self._send(given, self._factory.make_many(given))
+        _refuse_loop()
+        self._refuse_if_closed()
+        return self._send_hooked(given, None)
 
     def _send(self, given: Sequence[EventBase], messages: Sequence[Message]) -> list[Receipt | None]:
         """Emits events whose messages are made already; see `emit_many`."""
@@ -109,7 +122,18 @@ class EventEmitter(EmitterBase):
         self._refuse_if_closed()
         if not messages:
             return []
-        results: list[Receipt | DispytchError | None] = list(self.producer.send(messages, self.timeout))
+        if self._hooks:
+            return self._send_hooked(given, messages)
+        return self._told(given, self.producer.send(messages, self.timeout))
+
+    def _send_hooked(self, given: Sequence[EventBase], made: Sequence[Message] | None) -> list[Receipt | None]:
+        call, hooked = self._hooked(given, True, made=made)
+        with hooked:
+            call.outcomes = self.producer.send(call.messages, self.timeout)
+        return self._told(given, call.outcomes)
+
+    def _told(self, given: Sequence[EventBase], outcomes: Sequence[Receipt | DispytchError]) -> list[Receipt | None]:
+        results: list[Receipt | DispytchError | None] = list(outcomes)
         if self._on_timeout is not None:
             for number, result in enumerate(results):
                 if isinstance(result, EmitTimeoutError):

@@ -12,7 +12,7 @@ import anyio.lowlevel
 from dispytch._core.emitting import MessageFactory
 from dispytch._core.events import EventBase
 from dispytch._runtime.emitter import EventEmitter
-from dispytch.abc import EventConfig, EventRoute, Message, ProducerBase, Receipt, Serializer
+from dispytch.abc import EmitHook, EventConfig, EventRoute, Message, ProducerBase, Receipt, Serializer
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 from dispytch.memory import BlockingMemoryProducer, MemoryBroker, MemoryProducer
 from dispytch.serialization import Envelope
@@ -133,6 +133,7 @@ class RecordingEmitter(Recordings, EventEmitter):
         envelope: How id, type and time travel with a body; CloudEvents by default.
         source: What emits, as CloudEvents has it.
         timeout: Seconds; there is nothing to wait for, but it must be one that the real emitter takes.
+        hooks: What looks on at every emit.
 
     Raises:
         ConfigurationError: an option is wrong.
@@ -147,9 +148,10 @@ class RecordingEmitter(Recordings, EventEmitter):
         envelope: Envelope | None = None,
         source: str = "dispytch",
         timeout: float | None = 30.0,
+        hooks: Sequence[EmitHook] = (),
     ) -> None:
         producer = _Recorder(like, broker)
-        super().__init__(producer, serializer, envelope=envelope, source=source, timeout=timeout)
+        super().__init__(producer, serializer, envelope=envelope, source=source, timeout=timeout, hooks=hooks)
         self.emissions: list[Emission] = producer.emissions
         self._factory = _NotingFactory(self._factory)
 
@@ -166,6 +168,7 @@ class BlockingRecordingEmitter(Recordings, BlockingEventEmitter):
         envelope: How id, type and time travel with a body; CloudEvents by default.
         source: What emits, as CloudEvents has it.
         timeout: Seconds; there is nothing to wait for, but it must be one that the real emitter takes.
+        hooks: What looks on at every emit.
 
     Raises:
         ConfigurationError: an option is wrong.
@@ -180,9 +183,10 @@ class BlockingRecordingEmitter(Recordings, BlockingEventEmitter):
         envelope: Envelope | None = None,
         source: str = "dispytch",
         timeout: float | None = 30.0,
+        hooks: Sequence[EmitHook] = (),
     ) -> None:
         producer = _Recorder(like, broker)
-        super().__init__(producer, serializer, envelope=envelope, source=source, timeout=timeout)
+        super().__init__(producer, serializer, envelope=envelope, source=source, timeout=timeout, hooks=hooks)
         self.emissions: list[Emission] = producer.emissions
         self._factory = _NotingFactory(self._factory)
 
@@ -206,11 +210,15 @@ class _NotingFactory(MessageFactory):
     def __init__(self, factory: MessageFactory) -> None:
         self._made_by = factory
 
-    def make(self, event: EventBase, id: str | None = None) -> Message:
-        return _Noted(event, self._made_by.make(event, id))
+    def make(self, event: EventBase, id: str | None = None, headers: Mapping[str, str] | None = None) -> Message:
+        return _Noted(event, self._made_by.make(event, id, headers))
 
-    def make_many(self, events: Sequence[EventBase]) -> list[Message]:
-        return [_Noted(event, made) for event, made in zip(events, self._made_by.make_many(events), strict=True)]
+    def make_many(self, events: Sequence[EventBase], headers: Mapping[str, str] | None = None) -> list[Message]:
+        made = self._made_by.make_many(events, headers)
+        return [_Noted(event, message) for event, message in zip(events, made, strict=True)]
+
+    def destination(self, event: EventBase) -> str:
+        return self._made_by.destination(event)
 
 
 class _Recorder(MemoryProducer):
@@ -228,6 +236,9 @@ class _Recorder(MemoryProducer):
 
     def route_for(self, topic: str) -> EventRoute:
         return super().route_for(topic) if self._like is None else self._like.route_for(topic)
+
+    def destination(self, route: EventRoute) -> str:
+        return route.address if self._like is None else self._like.destination(route)
 
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None:
         return None if self._like is None else self._like.accepts(route, config)
@@ -263,6 +274,9 @@ class _BlockingRecorder(BlockingMemoryProducer):
 
     def route_for(self, topic: str) -> EventRoute:
         return self._recorder.route_for(topic)
+
+    def destination(self, route: EventRoute) -> str:
+        return self._recorder.destination(route)
 
     def accepts(self, route: EventRoute, config: EventConfig | None) -> str | None:
         return self._recorder.accepts(route, config)

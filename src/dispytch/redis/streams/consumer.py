@@ -253,7 +253,11 @@ class RedisStreamConsumer(Consumer):
         }
 
     def progress(self) -> Progress:
-        return Progress(None if self._heard_at is None else time.monotonic() - self._heard_at)
+        heard = None if self._heard_at is None else time.monotonic() - self._heard_at
+        if self._keeper is None:
+            return Progress(heard)
+        self._keeper.want_lag()
+        return Progress(heard, lag=self._keeper.lag)
 
     def backlog(self) -> int | None:
         return len(self._inbox) or None

@@ -1,4 +1,5 @@
-"""The thread that keeps what is held here from being claimed by others, and trims what everybody has acknowledged.
+"""The thread that keeps what is held here from being claimed by others, trims what everybody has acknowledged, and
+measures how far the group is behind.
 
 It is a thread on every loop: a handler that blocks the loop for longer than ``claim_idle`` must not lose its event.
 """
@@ -9,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -25,6 +26,9 @@ __all__ = ["Keeper"]
 logger: logging.Logger = logging.getLogger("dispytch")
 
 _TRIM_EVERY = 5.0
+_MEASURE_EVERY = 5.0
+_MEASURED_FOR = 150.0
+"""Seconds for which the lag is measured after somebody has wanted to know it."""
 _TIMEOUT = 5.0
 _STOP_TIMEOUT = 1.0
 _LAST_NUMBER = 2**64 - 1
@@ -36,6 +40,9 @@ class Keeper:
     def __init__(self, source: Source, group: Group, *, trim: bool) -> None:
         self.is_renewing: bool = False
         """What leaves `Stream.held` while this is true may be renewed once more."""
+        self.lag: Mapping[str, int] | None = None
+        """How many entries nobody of the group has been given yet, by stream; ``None`` if that is not known."""
+        self._measures_until = self._measured_at = 0.0
         self._source = source
         self._group = group
         self._trim = trim
@@ -48,6 +55,10 @@ class Keeper:
         self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="dispytch redis stream keeper", daemon=True)
         self._thread.start()
+
+    def want_lag(self) -> None:
+        """Has `lag` measured now and then, for a while."""
+        self._measures_until = time.monotonic() + _MEASURED_FOR
 
     async def stop(self) -> None:
         """Ends the thread."""
@@ -63,7 +74,7 @@ class Keeper:
     # --- in the thread
 
     def _run(self) -> None:
-        pause = min(self._period, _TRIM_EVERY / 5) if self._trim else self._period
+        pause = min(self._period, _TRIM_EVERY / 5)
         next_renewal = time.monotonic() + self._period
         try:
             while not self._stopping.wait(pause * (0.9 + random.random() / 10)):  # noqa: S311 - no secret
@@ -78,6 +89,10 @@ class Keeper:
                         self._next_trim = now + _TRIM_EVERY * (0.75 + random.random() / 2)  # noqa: S311 - no secret
                         for stream in list(self._group.streams.values()):
                             self._trim_acknowledged(stream)
+                    if self._measured_at + _MEASURE_EVERY < now < self._measures_until:
+                        doing = "counted"
+                        self._measured_at = now
+                        self._measure()
                     self._troubled = False
                 except Exception as error:  # whatever it is: without renewals others would handle the same events
                     self._disconnect()
@@ -102,6 +117,19 @@ class Keeper:
                         raise refusal(reply, self._source.address, "renew entries")
         finally:
             self.is_renewing = False
+
+    def _measure(self) -> None:
+        found: dict[str, int] = {}
+        for stream in list(self._group.streams.values()):
+            (groups,) = self._call(packed("XINFO", "GROUPS", stream.key))
+            if is_error(groups):
+                continue  # it has gone, or we may not look
+            for fields in groups:
+                group = dict(zip(fields[::2], fields[1::2], strict=True))
+                # Before Redis 7 it is not told, nor where entries were deleted from the middle.
+                if group[b"name"] == self._group.key and isinstance(lag := group.get(b"lag"), int):
+                    found[stream.name] = lag
+        self.lag = found
 
     def _trim_acknowledged(self, stream: Stream) -> None:
         """Removes what lies before the first entry that some group has not been given, or has not acknowledged."""
