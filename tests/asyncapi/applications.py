@@ -10,7 +10,7 @@ from typing import Any
 
 from dispytch import EventDispatcher, HandlerGroup, Router, consumer_from_url
 from dispytch.asyncapi import document
-from dispytch.cli import shop
+from dispytch.cli import _shop
 from examples.shop import events, service, site
 from tests.asyncapi.showcase import showcase
 from tests.test_examples import ROOT
@@ -25,7 +25,7 @@ def applications() -> dict[str, dict[str, Any]]:
     on_sale.handler(events.OrderShipped)(site.Shop().note_shipment)
     found = {
         "showcase": showcase(),
-        "demo": _of(shop.router, *ALL, emits=[shop.OrderPlaced, shop.OrderShipped]),
+        "demo": _of(_shop.router, *ALL, emits=[_shop.OrderPlaced, _shop.OrderShipped]),
         "shop service": _of(service.router, *ALL, STREAM, emits=[events.OrderShipped]),
         "shop site": _of(on_sale, STREAM, emits=[events.OrderPlaced]),
     }

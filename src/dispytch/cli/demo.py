@@ -24,11 +24,11 @@ def command(url: str, loop: str, source: bool) -> None:
 
     On the broker in the process, or on the one of URL, such as kafka://localhost:9092.
     """
-    from dispytch.cli import shop
+    from dispytch.cli import _shop
 
     if source:
-        click.echo(Path(shop.__file__).read_text(), nl=False)
+        click.echo(Path(_shop.__file__).read_text(), nl=False)
         return
     backend = "trio" if loop == "trio" else "asyncio"
     with declaring():
-        anyio.run(shop.main, url, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
+        anyio.run(_shop.main, url, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
