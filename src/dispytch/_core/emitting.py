@@ -9,10 +9,11 @@ from pydantic import BaseModel
 
 from dispytch._core.codec import Serializer
 from dispytch._core.deadletters import own_header
-from dispytch._core.envelope import CURRENT, TRAVELLING, Envelope, Opened, Seal, Sealing
+from dispytch._core.envelope import CURRENT, TRAVELLING, Envelope, Opened
 from dispytch._core.events import EventBase, declaration
 from dispytch._core.messages import Features, Headers, Message
 from dispytch._core.routes import EventConfig, EventRoute, PortableRoute, Template, compile_config, compile_route
+from dispytch._core.sealing import Seal, Sealing
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 
 __all__ = ["MessageFactory", "several"]

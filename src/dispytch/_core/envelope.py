@@ -5,22 +5,22 @@ The default is CloudEvents 1.0: binary mode where the transport has headers, str
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from dispytch._core.codec import Deserializer, JSONDeserializer, Serializer
+from dispytch._core.codec import Deserializer, JSONDeserializer
 from dispytch._core.deadletters import REPLAY_FOR
 from dispytch._core.messages import Delivery, Features, Headers
+from dispytch._core.sealing import CARRIED, Seal, Sealed, Sealing, binary, structured
 from dispytch.errors import DecodeError
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "CloudEventsEnvelope",
     "Envelope",
     "Opened",
-    "Sealed",
-    "Sealing",
 ]
 
 CURRENT: ContextVar[Opened] = ContextVar("dispytch_current_event")
@@ -41,7 +39,6 @@ TRAVELLING = ("traceparent", "tracestate", "correlationid")
 """The attributes that go from an event that is handled to those emitted meanwhile."""
 
 _STRUCTURED = "application/cloudevents+json"
-_HEADERS = "dispytchheaders"
 _PREFIXES = ("ce_", "ce-", "cloudEvents_", "cloudEvents:")
 _JSON = JSONDeserializer()
 _UNSET: Any = object()
@@ -128,9 +125,9 @@ class Opened:
         found = [
             (f"ce_{name}", str(value).encode())
             for name, value in self.attributes.items()
-            if name not in ("data", "data_base64", _HEADERS) and not isinstance(value, dict | list)
+            if name not in ("data", "data_base64", CARRIED) and not isinstance(value, dict | list)
         ]
-        carried = self.attributes.get(_HEADERS)
+        carried = self.attributes.get(CARRIED)
         if isinstance(carried, str):
             with suppress(ValueError, TypeError):  # somebody else's attribute of the same name is left out
                 found += [(str(name), str(value).encode()) for name, value in from_json(carried)]
@@ -171,20 +168,6 @@ def decode(codec: Deserializer, data: bytes) -> Any:
     raise DecodeError(f"the {len(data)} bytes of the payload are not what {type(codec).__name__} reads ({problem})")
 
 
-class Sealing(NamedTuple):
-    """What is known of an event class when its envelope is compiled."""
-
-    type: str
-    source: str
-    serializer: Serializer
-    features: Features
-
-
-Sealed = tuple[Headers, bytes]
-Seal = Callable[[str, float, bytes | None, Any, Sequence[tuple[str, str]], Headers], Sealed]
-"""From id, time (seconds since the epoch), key, body, travelling attributes and own headers to headers and payload."""
-
-
 class Envelope(ABC):
     """How the attributes of an event travel with its body."""
 
@@ -209,7 +192,7 @@ class CloudEventsEnvelope(Envelope):
     notes_replays: ClassVar[bool] = True
 
     def sealer(self, sealing: Sealing) -> Seal:
-        return _binary(sealing) if sealing.features.headers else _structured(sealing)
+        return binary(sealing) if sealing.features.headers else structured(sealing)
 
     def opener(self, codec: Deserializer, features: Features) -> Callable[[Delivery], Opened]:
         prefix = features.header_prefix
@@ -228,7 +211,7 @@ class CloudEventsEnvelope(Envelope):
 
         def open_headers(delivery: Delivery) -> Opened:
             received = delivery.headers
-            # What `_binary` writes, as it writes it, costs a third of the rest.
+            # What `binary` writes, as it writes it, costs a third of the rest.
             raw_id, raw_type, raw_time, seventh = b"", b"", b"", key_name_of_ours
             raw_key: bytes | None = None
             count = len(received)
@@ -438,81 +421,3 @@ def _open_structured(delivery: Delivery, document: dict[str, Any], codec: Deseri
         opened.data, opened.nested, opened.codec = delivery.payload, "data", _JSON
         opened._decoded = document["data"]
     return opened
-
-
-_last_second: tuple[int, str] = (-1, "")
-_last_stamp: tuple[float, str] = (-1.0, "")
-
-
-def _stamp(time: float) -> str:
-    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes, and
-    # events that are emitted together have the same time.
-    global _last_second, _last_stamp
-    known_time, stamp = _last_stamp
-    if known_time == time:
-        return stamp
-    second = int(time)
-    known, text = _last_second
-    if known != second:
-        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        _last_second = (second, text)
-    stamp = f"{text}.{int((time - second) * 1_000_000):06d}Z"
-    _last_stamp = (time, stamp)
-    return stamp
-
-
-def _binary(sealing: Sealing) -> Seal:
-    prefix, serialize = sealing.features.header_prefix, sealing.serializer.serialize
-    fixed = (
-        ("content-type", sealing.serializer.content_type.encode()),
-        (prefix + "specversion", b"1.0"),
-        (prefix + "source", sealing.source.encode()),
-        (prefix + "type", sealing.type.encode()),
-    )
-    id_name, time_name, key_name = prefix + "id", prefix + "time", prefix + "partitionkey"
-
-    def seal(
-        id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
-    ) -> Sealed:
-        # Tuples all the way down, which the garbage collector soon leaves alone, however many messages wait.
-        headers: Headers = (*fixed, (id_name, id.encode()), (time_name, _stamp(time).encode()))
-        if key is not None:
-            headers = (*headers, (key_name, key))
-        if travelling:
-            headers = (*headers, *((prefix + name, value.encode()) for name, value in travelling))
-        if own:
-            headers = (*headers, *own)
-        return headers, serialize(body)
-
-    return seal
-
-
-def _structured(sealing: Sealing) -> Seal:
-    serialize = sealing.serializer.serialize
-    content_type = sealing.serializer.content_type
-    is_json = content_type == "application/json"
-    fixed = json.dumps(
-        {
-            "specversion": "1.0",
-            "source": sealing.source,
-            "type": sealing.type,
-            "datacontenttype": content_type,
-        }
-    ).encode()[:-1]
-
-    def seal(
-        id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
-    ) -> Sealed:
-        varying: dict[str, str] = {"id": id, "time": _stamp(time)}
-        if key is not None:
-            varying["partitionkey"] = key.decode()
-        varying.update(travelling)
-        if own:
-            varying[_HEADERS] = json.dumps([(name, value.decode()) for name, value in own])
-        data = serialize(body)
-        name = b"data"
-        if not is_json:
-            name, data = b"data_base64", b'"' + b64encode(data) + b'"'
-        return (), b"".join((fixed, b", ", json.dumps(varying).encode()[1:-1], b', "', name, b'": ', data, b"}"))
-
-    return seal

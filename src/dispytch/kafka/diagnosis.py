@@ -77,7 +77,7 @@ def _allowed(admin: Any, names: Sequence[str]) -> dict[str, set[str]]:
     for name, future in described.items():
         try:
             operations = future.result(_TIMEOUT).authorized_operations
-        except import_confluent().KafkaException:
+        except (import_confluent().KafkaException, TimeoutError):
             continue  # it is not told either, if it may not be described
         if operations:
             found[name] = {operation.name for operation in operations}
