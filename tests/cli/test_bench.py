@@ -49,6 +49,9 @@ def test_without_a_url_it_is_the_broker_in_the_process() -> None:
 def test_it_names_what_it_leaves(request: pytest.FixtureRequest) -> None:
     done = bench(url_of("redis+stream", request), "--events", "20")
     assert "The topic dispytch-bench-" in done.stdout.splitlines()[-1]
+    done = bench(url_of("redis+stream", request), "--events", "20", "--json")
+    assert len(rows_of(done)) == len(ROWS)
+    assert done.stderr.startswith("The topic dispytch-bench-")
     done = bench(url_of("rabbitmq", request), "--events", "20")
     assert "The queue dispytch-bench-" in done.stdout.splitlines()[-1]
 

@@ -88,6 +88,7 @@ def command(url: str, loop: str, events: int, timeout: float, is_json: bool) -> 
         for row in rows:
             known = {f"p{share:g}_ms": row.share(share / 100) for share in (50, 99) if row.times}
             click.echo(json.dumps({"name": row.name, "events_per_second": row.rate, **known}))
+        _say_what_stays(bench)
         return
     cores = os.cpu_count()
     click.echo(f"{bench.transport} on {loop}, Python {platform.python_version()}, {cores} cores; {events:,} events\n")
@@ -97,9 +98,7 @@ def command(url: str, loop: str, events: int, timeout: float, is_json: bool) -> 
         click.echo(f"{row.name:<36}{row.rate:>10,.0f}{shares}")
     again = f", {bench.repeated:,} of them again" if bench.repeated else ""
     click.echo(f"\nEvery event was handled{again}.")
-    if bench.stays:
-        what = "queue {} stays" if bench.transport == "RabbitMQ" else "topic {} and the group of that name stay"
-        click.echo(f"The {what.format(bench.topic)} at the broker, to be deleted there.")
+    _say_what_stays(bench, err=False)
 
 
 class _Bench:
@@ -208,6 +207,12 @@ class _Bench:
             f"{count - len(self._handled):,} events were not handled within {self._timeout:g} s; give fewer, or more "
             "--timeout"
         )
+
+
+def _say_what_stays(bench: _Bench, err: bool = True) -> None:
+    if bench.stays:
+        what = "queue {} stays" if bench.transport == "RabbitMQ" else "topic {} and the group of that name stay"
+        click.echo(f"The {what.format(bench.topic)} at the broker, to be deleted there.", err=err)
 
 
 def _row(name: str, times: Sequence[float]) -> Row:
