@@ -10,7 +10,7 @@ from typing import Any
 
 from dispytch import EventDispatcher, HandlerGroup, Router, consumer_from_url
 from dispytch.asyncapi import document
-from dispytch.cli import shop
+from dispytch.cli import _shop as shop
 from examples.shop import events, service, site
 from tests.asyncapi.showcase import showcase
 from tests.test_examples import ROOT

@@ -24,7 +24,7 @@ def command(url: str, loop: str, source: bool) -> None:
 
     On the broker in the process, or on the one of URL, such as kafka://localhost:9092.
     """
-    from dispytch.cli import shop
+    from dispytch.cli import _shop as shop
 
     if source:
         click.echo(Path(shop.__file__).read_text(), nl=False)
