@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import anyio
 import pytest
 from click.testing import CliRunner, Result
 
+from dispytch import EventEmitter
 from dispytch.cli.app import command as dispytch
 from tests.cli.support import LOOPS
 from tests.test_examples import BROKERS, url_of
@@ -46,6 +49,11 @@ def test_without_a_url_it_is_the_broker_in_the_process() -> None:
 def test_it_names_what_it_leaves(request: pytest.FixtureRequest) -> None:
     done = bench(url_of("redis+stream", request), "--events", "20")
     assert "The topic dispytch-bench-" in done.stdout.splitlines()[-1]
+    done = bench(url_of("redis+stream", request), "--events", "20", "--json")
+    assert len(rows_of(done)) == len(ROWS)
+    assert done.stderr.startswith("The topic dispytch-bench-")
+    done = bench(url_of("rabbitmq", request), "--events", "20")
+    assert "The queue dispytch-bench-" in done.stdout.splitlines()[-1]
 
 
 def test_it_ends_when_it_takes_too_long() -> None:
@@ -58,3 +66,17 @@ def test_it_ends_when_it_takes_too_long() -> None:
 def test_a_broker_that_is_not_there() -> None:
     assert bench("redis://127.0.0.1:1").exit_code == 3
     assert bench("http://localhost").exit_code == 2
+
+
+def test_a_broker_that_is_far_away_is_measured_for_as_long_as_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    emit = EventEmitter.emit
+
+    async def slowly(self: EventEmitter, *args: Any, **options: Any) -> Any:
+        await anyio.sleep(0.05)
+        return await emit(self, *args, **options)
+
+    monkeypatch.setattr(EventEmitter, "emit", slowly)
+    begin = time.monotonic()
+    rows = rows_of(bench("--events", "2000", "--timeout", "0.5", "--json"))  # 100 events one after the other
+    assert [row["name"] for row in rows] == ROWS
+    assert time.monotonic() - begin < 4

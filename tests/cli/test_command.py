@@ -106,3 +106,13 @@ def test_passwords_in_wrong_places_are_not_printed(arguments: list[str]) -> None
 
 def test_the_version(tmp_path: Path) -> None:
     assert run(tmp_path, "--version").stdout.startswith("dispytch ")
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dispytch.cli.app.import_module", interrupted)
+    done = CliRunner().invoke(command, ["run", "app:dispatcher"])
+    assert done.exit_code == 130
+    assert not done.output.strip()

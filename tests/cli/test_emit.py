@@ -123,7 +123,8 @@ def test_a_wrong_line_stops_there_and_says_so(emit: Emitting) -> None:
         ("Ordered", ["number:=x"], 2, "the value of number:= is no JSON"),
         ("Ordered", ["{"], 2, "Invalid JSON"),
         ("number", [], 2, "is no event class (its type is int)"),
-        ("absent", [], 2, 'Attribute "absent" not found'),
+        ("absent", [], 2, "it has the event classes Ordered, Open, Nowhere."),
+        ("number.absent", [], 2, 'Attribute "number.absent" not found'),
         ("Nowhere", ["number=1"], 1, "has neither __topic__ nor __route__"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -443,6 +444,20 @@ async def test_patterns_and_a_topic_that_comes_later(cluster: Cluster) -> None:
     cluster.create(later)
     cluster.produce(later, b"late")
     assert [delivery.source for delivery in await receive(consumer, 1)] == [later]
+    await consumer.stop()
+
+
+@one_loop
+@anyio_mark
+async def test_a_pattern_that_no_topic_fits_yet_is_no_warning(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dispytch")
+    base = unique("base")
+    consumer = consumer_of(cluster, config={"topic.metadata.refresh.interval.ms": 300})
+    await consumer.start([subscription(f"{base}.*")])
+    await until(lambda: "not available" in caplog.text)
+    assert {record.levelname for record in caplog.records if base in record.getMessage()} == {"INFO"}
     await consumer.stop()
 
 

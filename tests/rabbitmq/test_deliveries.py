@@ -56,6 +56,16 @@ def encoded(tag: int, given: pika.BasicProperties, body: bytes, key: str = "orde
     return b"".join(one.marshal() for one in frames)
 
 
+def split(data: bytes) -> list[bytes]:
+    """The frames of it."""
+    found = []
+    while data:
+        size, _ = frame.decode_frame(data)
+        found.append(data[:size])
+        data = data[size:]
+    return found
+
+
 class Reader:
     """A connection of ours without a socket: what it takes itself, and what it leaves to pika, in order."""
 
@@ -89,7 +99,9 @@ class Reader:
         return True
 
     def process(self, one: Any) -> None:
-        if isinstance(one, frame.Method) and not isinstance(one.method, spec.Basic.Deliver):
+        if isinstance(one, frame.Heartbeat):
+            self.others.append(one)
+        elif isinstance(one, frame.Method) and not isinstance(one.method, spec.Basic.Deliver):
             self.others.append(one.method)
         elif (made := self._assembler.process(one)) is not None:
             method, header, body = made
@@ -159,6 +171,25 @@ def test_half_a_delivery_is_waited_for(length: int) -> None:
     reader.connection._on_data_available(data[:length])
     reader.connection._on_data_available(data[length:])
     assert reader.took == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("other", [frame.Heartbeat(), frame.Method(CHANNEL, spec.Channel.Close(404, "gone", 0, 0))])
+def test_what_comes_within_a_delivery_does_not_wait_for_its_end(count: int, other: Any) -> None:
+    method, header, _ = split(encoded(1, pika.BasicProperties(timestamp=1), b"x" * 40))
+    reader = Reader()
+    reader.connection._on_data_available(b"".join([method, header][:count]) + other.marshal())
+    assert [one.NAME for one in reader.others] == [getattr(other, "method", other).NAME]
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_a_body_of_several_frames_is_not_waited_for(size: int) -> None:
+    data = encoded(1, pika.BasicProperties(timestamp=1), b"x" * 80, parts=80 // size)
+    reader = Reader()
+    reader.connection._on_data_available(data[:-1])
+    assert len(reader.connection._frame_buffer) == size + 7
+    reader.connection._on_data_available(data[-1:])
+    assert [tag for tag, _ in reader.found] == [1]
 
 
 @given(st.binary(max_size=300), st.integers(0, 200))

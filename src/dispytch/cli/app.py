@@ -40,6 +40,13 @@ class Group(click.Group):
         with _hidden_passwords():
             return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # while the command was imported; click would make a failure of it
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+
 
 class _Lazy(Group):
     """Imports a command when it is run or asked for its own help."""

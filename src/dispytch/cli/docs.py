@@ -15,7 +15,7 @@ from dispytch.asyncapi import document, to_html, to_json, to_yaml
 from dispytch.cli.app import Command
 from dispytch.cli.check import collected_warnings
 from dispytch.cli.errors import CHECK_FAILED, CheckFailed, CommandError, UsageProblem
-from dispytch.cli.loading import load, load_dispatcher
+from dispytch.cli.loading import load_dispatcher, load_event
 from dispytch.cli.options import app_dir_option, factory_option
 from dispytch.cli.showing import printable
 from dispytch.errors import ConfigurationError
@@ -128,7 +128,7 @@ def _check(dispatcher: EventDispatcher, target: str | None) -> None:
 
 
 def _events(target: str, app_dir: str) -> Iterator[type[EventBase]]:
-    found = load(target, app_dir, "app:OrderPlaced")
+    found = load_event(target, app_dir)
     several: Iterable[Any] = found if isinstance(found, list | tuple | set | frozenset) else [found]
     for kind in several:
         if not (isinstance(kind, type) and issubclass(kind, EventBase)):

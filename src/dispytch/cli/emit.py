@@ -16,7 +16,7 @@ from dispytch.abc import Receipt
 from dispytch.cli.app import Command
 from dispytch.cli.brokers import broker_url, declaring
 from dispytch.cli.errors import CommandError, UsageProblem, exit_code
-from dispytch.cli.loading import load
+from dispytch.cli.loading import load_event
 from dispytch.cli.options import app_dir_option
 from dispytch.errors import DispytchError, EmitManyError
 from dispytch.sync import EventEmitter
@@ -52,7 +52,7 @@ def command(
     FIELDS are name=value for text, numbers, dates and the like, name:=JSON for anything, or one JSON object. With -
     each line of standard input is the JSON object of an event.
     """
-    kind = load(target, app_dir, "app:OrderPlaced")
+    kind = load_event(target, app_dir)
     if not (isinstance(kind, type) and issubclass(kind, EventBase)):
         raise UsageProblem(f'"{target}" is no event class (its type is {type(kind).__name__}); name an EventBase')
     event = None if fields == ("-",) else _validated(kind, _given(fields), UsageProblem)

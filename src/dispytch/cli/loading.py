@@ -8,19 +8,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dispytch import EventBase
 from dispytch._runtime.dispatcher import EventDispatcher
 from dispytch.cli.errors import UsageProblem, one_line
 
-__all__ = ["load", "load_dispatcher"]
+__all__ = ["load_dispatcher", "load_event"]
 
 
-def load(target: str, app_dir: str, example: str) -> Any:
+def load_event(target: str, app_dir: str) -> Any:
+    """What an import string names that should name an event class.
+
+    Raises:
+        UsageProblem: see `load_dispatcher`; whether it is one is not looked at.
+    """
+    return _load(target, app_dir, "app:OrderPlaced", "event class")
+
+
+def _load(target: str, app_dir: str, example: str, wanted: str) -> Any:
     """What an import string names.
 
     Args:
         target: ``module:attribute``; the attribute may be dotted.
         app_dir: The folder where modules are looked for first.
         example: A right one, for messages.
+        wanted: What it should name: a dispatcher, or an event class.
 
     Raises:
         UsageProblem: the string is malformed, or leads nowhere, or the module fails when it is imported.
@@ -43,7 +54,9 @@ def load(target: str, app_dir: str, example: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise UsageProblem(f'Attribute "{path}" not found in module "{module_name}"{_others(found)}.') from None
+            raise UsageProblem(
+                f'Attribute "{path}" not found in module "{module_name}"{_others(found, wanted)}.'
+            ) from None
     return found
 
 
@@ -51,9 +64,9 @@ def load_dispatcher(target: str, app_dir: str, is_factory: bool) -> EventDispatc
     """The dispatcher that an import string names, or that the factory makes which it names.
 
     Raises:
-        UsageProblem: see `load`; or what was found is no dispatcher, or the factory fails.
+        UsageProblem: see `_load`; or what was found is no dispatcher, or the factory fails.
     """
-    found = load(target, app_dir, "app:dispatcher")
+    found = _load(target, app_dir, "app:dispatcher", "dispatcher")
     if is_factory:
         if not callable(found):
             raise UsageProblem(
@@ -97,6 +110,17 @@ def _module(name: str, folder: str) -> ModuleType:
         raise UsageProblem(f'Could not import module "{name}": {one_line(error)}') from error
 
 
-def _others(found: Any) -> str:
-    names = [name for name, value in vars(found).items() if isinstance(value, EventDispatcher)] if found else []
-    return f"; it has the dispatcher{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
+def _others(found: Any, wanted: str) -> str:
+    """What could have been meant."""
+    fits = _is_event_class if wanted == "event class" else _is_dispatcher
+    names = [name for name, value in getattr(found, "__dict__", {}).items() if fits(value)]
+    plural = "" if len(names) == 1 else "es" if wanted.endswith("s") else "s"
+    return f"; it has the {wanted}{plural} {', '.join(names)}" if names else ""
+
+
+def _is_dispatcher(value: Any) -> bool:
+    return isinstance(value, EventDispatcher)
+
+
+def _is_event_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, EventBase) and value is not EventBase

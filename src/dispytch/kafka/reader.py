@@ -457,13 +457,15 @@ class Reader:
                 f"Kafka at {address} refused the group {self._plan.group_id!r} or one of its topics: {words}; allow "
                 "the user to read both"
             )
-        self._say("Consuming from Kafka at %s: %s", words)
+        # What begins with ^ is a pattern, which no topic needs to fit yet.
+        is_expected = error.code() == known.UNKNOWN_TOPIC_OR_PART and ": ^" in words
+        self._say("Consuming from Kafka at %s: %s", words, logging.INFO if is_expected else logging.WARNING)
 
-    def _say(self, text: str, words: str) -> None:
+    def _say(self, text: str, words: str, level: int = logging.WARNING) -> None:
         now = time.monotonic()
         if now - self._said.get(words, -_SAY_AGAIN_AFTER) >= _SAY_AGAIN_AFTER:
             self._said[words] = now
-            logger.warning(text, self._settings.address, words)
+            logger.log(level, text, self._settings.address, words)
 
     # --- in the thread: committing, and the connection
 

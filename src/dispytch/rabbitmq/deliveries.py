@@ -63,14 +63,14 @@ def cut(buffer: bytes, channel: int, take: Take) -> Found:
             return Found(at, False)
         header_at = at + _AROUND + size
         if length < header_at + _HEADER_SIZE:
-            return Found(at, size < _LARGEST)
+            return Found(at, size < _LARGEST and _may_be(buffer, header_at, _HEADER, channel))
         kind, number, size, _, _, body_size, flags = _header(buffer, header_at)
         if kind != _HEADER or number != channel or body_size > _LARGEST or flags & 1:
             return Found(at, False)
         body_at = header_at + _AROUND + size
         stop = body_at + _AROUND + body_size if body_size else body_at
         if length < stop:
-            return Found(at, size < _LARGEST)
+            return Found(at, size < _LARGEST and _may_be(buffer, body_at, _BODY, channel, body_size))
         if body_size:
             kind, number, size = _frame(buffer, body_at)
             if kind != _BODY or number != channel or size != body_size:
@@ -96,6 +96,14 @@ def cut(buffer: bytes, channel: int, take: Take) -> Found:
         if not take(consumer, tag, exchange, key, headers, message_id, timestamp, body):
             return Found(at, False)
         at = stop
+
+
+def _may_be(buffer: bytes, at: int, kind: int, channel: int, size: int | None = None) -> bool:
+    """Whether what has come of a frame begins as that one does; nothing else may wait for it."""
+    if len(buffer) < at + _AROUND - 1:
+        return True
+    found = _frame(buffer, at)
+    return found[:2] == (kind, channel) and size in (None, found[2])
 
 
 def _properties(buffer: bytes, at: int, end: int, flags: int) -> tuple[list[tuple[str, bytes]], bytes, int] | None:
