@@ -203,6 +203,84 @@ def test_other_hooks_run_where_they_were_registered(emitted: BlockingRecordingEm
     assert order == [[], [1]]
 
 
+def fail() -> None:
+    raise LookupError("a hook")
+
+
+@pytest.mark.parametrize("kind", [LookupError, SystemExit])
+def test_a_hook_that_fails_before_the_events(emitted: BlockingRecordingEmitter, kind: type[BaseException]) -> None:
+    """Django calls no hook after it, and the events are committed: they go, and then it is raised."""
+    called: list[str] = []
+
+    def hook() -> None:
+        called.append("hook")
+        raise kind
+
+    with recording("audit") as audited:
+        with pytest.raises(kind), transaction.atomic():
+            transaction.on_commit(hook)
+            transaction.on_commit(lambda: called.append("never"))
+            transaction.on_commit(lambda: called.append("never"), robust=True)
+            emit_on_commit(Placed(n=1), emitter="audit")
+            with suppress(Undo), transaction.atomic():
+                emit_on_commit(Placed(n=2))
+                raise Undo
+            emit_on_commit(Placed(n=3))
+            transaction.on_commit(lambda: called.append("never"))
+        assert (numbers(audited), numbers(emitted), called) == ([1], [3], ["hook"])
+
+
+def test_a_hook_that_fails_between_events(emitted: BlockingRecordingEmitter, sends: list[int]) -> None:
+    with pytest.raises(LookupError), transaction.atomic():
+        emit_on_commit(Placed(n=1))
+        transaction.on_commit(fail)
+        emit_on_commit(Placed(n=2))
+    with pytest.raises(LookupError), transaction.atomic():
+        transaction.on_commit(fail)
+        with suppress(Undo), transaction.atomic():  # of the events nothing is left, and it is raised all the same
+            emit_on_commit(Placed(n=3))
+            raise Undo
+    with transaction.atomic(), suppress(Undo), transaction.atomic():
+        transaction.on_commit(fail)
+        emit_on_commit(Placed(n=4))
+        raise Undo
+    with pytest.raises(LookupError), transaction.atomic():
+        emit_on_commit(Placed(n=5))
+        transaction.on_commit(fail)
+    assert numbers(emitted) == [1, 2, 5]
+    assert sends == [2, 1]
+
+
+def test_a_robust_hook_that_fails(emitted: BlockingRecordingEmitter, caplog: Any) -> None:
+    order: list[Any] = []
+    with transaction.atomic():
+        transaction.on_commit(fail, robust=True)
+        transaction.on_commit(lambda: order.append(numbers(emitted)))
+        emit_on_commit(Placed(n=1))
+        transaction.on_commit(fail, robust=True)
+    assert (order, numbers(emitted)) == ([[]], [1])
+    assert [one.getMessage().split(" in ")[0] for one in caplog.records] == ["Error calling fail"] * 2
+
+
+def test_nothing_is_left_of_a_savepoint_that_is_rolled_back(emitted: BlockingRecordingEmitter) -> None:
+    """As in each test of a TestCase: the next one begins with no callbacks."""
+    with transaction.atomic():
+        with suppress(Undo), transaction.atomic():
+            emit_on_commit(Placed(n=1))
+            with transaction.atomic():
+                emit_on_commit(Placed(n=2))
+            raise Undo
+        assert connection.run_on_commit == []
+
+
+def test_where_autocommit_is_off_for_good(emitted: BlockingRecordingEmitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django runs hooks when autocommit is turned on again, and so never."""
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    with pytest.raises(TransactionManagementError, match="AUTOCOMMIT = False"), transaction.atomic():
+        emit_on_commit(Placed(n=1))
+    assert not numbers(emitted)
+
+
 def test_each_database_has_transactions_of_its_own(emitted: BlockingRecordingEmitter, sends: list[int]) -> None:
     with transaction.atomic(), transaction.atomic(using="other"):
         emit_on_commit(Placed(n=1))

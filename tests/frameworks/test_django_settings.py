@@ -125,6 +125,8 @@ def test_no_setting_at_all(given: Any) -> None:
 def test_autocommit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.DATABASES["default"], "AUTOCOMMIT", False)
     assert [one.id for one in check()] == ["dispytch.W003"]
+    with changed(OUTBOX=True):
+        assert not check()
 
 
 def test_deployment() -> None:
