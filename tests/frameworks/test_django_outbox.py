@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import transaction
+from django.test.utils import override_settings
 
 from dispytch import EventBase, producer_from_url
 from dispytch.django import emit_on_commit
@@ -18,7 +19,7 @@ from dispytch.django.outbox.messages import pack, unpack
 from dispytch.django.outbox.models import OutboxEvent, OutboxLease
 from dispytch.django.outbox.relay import Relay
 from dispytch.django.testing import recording
-from dispytch.errors import ConfigurationError, EmitTimeoutError
+from dispytch.errors import ConfigurationError, EmitTimeoutError, EmitUnreachableError
 from dispytch.kafka import KafkaEventConfig, KafkaEventRoute, KafkaProducer
 from dispytch.memory import MemoryBroker
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
@@ -211,6 +212,66 @@ def test_real_brokers(broker: str, request: pytest.FixtureRequest) -> None:
             assert not OutboxEvent.objects.exists()
     if broker == "redis":
         assert [entry["body"]["n"] for entry in read_all(url, Kept.__topic__)] == [0, 1, 2]
+
+
+def test_a_broker_that_is_down_with_a_long_queue() -> None:
+    for n in range(7):
+        emit_on_commit(Placed(n=n), emitter="audit")
+    emit_on_commit(Placed(n=7), Placed(n=8), Placed(n=9))
+    faults = Faults()
+    faults.fail("unreachable", times=100)
+    with recording("audit", broker=MemoryBroker(faults=faults)), recording() as emitted:
+        with pytest.raises(EmitUnreachableError):
+            Relay("default", batch=2).run_once()
+        assert numbers(emitted) == [7, 8, 9]
+    assert [row.tries for row in OutboxEvent.objects.all()] == [0] * 7
+
+
+def test_clocks_that_differ() -> None:
+    """What comes from a host whose clock is ahead, or from one that keeps another time zone, is not overtaken."""
+    emit_on_commit(Placed(n=1))
+    OutboxEvent.objects.update(due_at=datetime.now(UTC) + timedelta(hours=9))
+    emit_on_commit(Placed(n=2))
+    with recording() as emitted:
+        assert Relay("default").run_once() == 2
+    assert numbers(emitted) == [1, 2]
+
+
+def test_time_without_zones() -> None:
+    """SQLite's clock is UTC, and Django writes what the clock on the wall says."""
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        emit_on_commit(Placed(n=1))
+        with recording() as emitted:
+            assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"route": {"class": "dispytch:EventRoute", "fields": {"gone": 1}}, "config": None, "headers": [], "key": None},
+    ],
+)
+def test_a_row_that_cannot_be_read(message: dict[str, Any]) -> None:
+    """Written by another version of the code."""
+    emit_on_commit(Placed(n=1), Placed(n=2))
+    OutboxEvent.objects.filter(pk=OutboxEvent.objects.first().pk).update(message=message)
+    with recording() as emitted:
+        assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [2]
+    assert OutboxEvent.objects.get().error.startswith("ConfigurationError: ")
+
+
+def test_an_emitter_that_is_there_no_more() -> None:
+    with changed(EMITTERS={"gone": {"URL": "memory://gone"}}):
+        emit_on_commit(Placed(n=1), emitter="gone")
+    emit_on_commit(Placed(n=2))
+    with recording() as emitted:
+        assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [2]
+    row = OutboxEvent.objects.get()
+    assert (row.tries, "there is no emitter 'gone'" in row.error) == (1, True)
 
 
 def test_one_relay_at_a_time() -> None:

@@ -7,9 +7,11 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q
 from django.db.models.functions import Now
@@ -36,6 +38,8 @@ _MOST_TRIES = 10
 _LONGEST_PAUSE = 60.0
 _LONGEST_TIMEOUT = 30.0
 _LONGEST_ERROR = 1000
+_LONGEST_DETOUR = 5.0
+"""For how many seconds events of other emitters go on, before one whose broker is down is tried again."""
 
 
 class Relay:
@@ -65,16 +69,32 @@ class Relay:
         """
         if not self._hold():
             return None
-        due = OutboxEvent.objects.using(self.using).filter(due_at__lte=Now()).order_by("id")[: self._batch]
         done, trouble = 0, None
-        for alias, rows in _by_emitter(due).items():
-            try:
-                done += self._emit(alias, rows)
-            except DispytchError as error:  # the others have brokers of their own
-                trouble = trouble or error
+        until = monotonic() + _LONGEST_DETOUR
+        stuck: list[str] = []
+        while rows := self._due(stuck):
+            for alias, of_alias in _by_emitter(rows).items():
+                try:
+                    emitted = self._emit(alias, of_alias)
+                except DispytchError as error:  # the others have brokers of their own
+                    trouble = trouble or error
+                    stuck.append(alias)
+                    continue
+                if emitted is None:
+                    return done
+                done += emitted
+            if not stuck or monotonic() > until:
+                break
         if trouble is not None:
             raise trouble
         return done
+
+    def _due(self, stuck: Sequence[str]) -> list[Any]:
+        """The next batch, without what goes by these emitters."""
+        # What was never tried is due whatever the clocks say: that of its writer may be ahead, or in another time zone.
+        is_due = Q(tries=0) | Q(due_at__lte=Now())
+        kept = OutboxEvent.objects.using(self.using).filter(is_due, due_at__isnull=False).exclude(emitter__in=stuck)
+        return list(kept.order_by("id")[: self._batch])
 
     def revive(self) -> int:
         """Has events that were given up tried again; tells how many."""
@@ -102,13 +122,19 @@ class Relay:
             return False
         return True
 
-    def _emit(self, alias: str, rows: Sequence[Any]) -> int:
-        chosen = emitter(alias)
+    def _emit(self, alias: str, rows: Sequence[Any]) -> int | None:
+        """Emits rows of one emitter; ``None`` if another relay has taken over meanwhile."""
+        try:
+            chosen = emitter(alias)
+        except ImproperlyConfigured as error:  # the settings had it when they were written
+            for row in rows:
+                self._refused(row, error)
+            return 0
         timeout = min(chosen.timeout or _LONGEST_TIMEOUT, _LONGEST_TIMEOUT)
         # Whatever the time-outs, this relay has ended or its lease is prolonged before another one begins.
         self._lease_time = timedelta(seconds=3 * timeout)
         if not self._hold():
-            return 0
+            return None
         good: list[Any] = []
         messages: list[Message] = []
         for row in rows:
@@ -135,7 +161,7 @@ class Relay:
             raise trouble
         return len(confirmed)
 
-    def _refused(self, row: Any, error: DispytchError) -> None:
+    def _refused(self, row: Any, error: Exception) -> None:
         tries = row.tries + 1
         is_given_up = tries >= _MOST_TRIES
         pause = timedelta(seconds=min(_LONGEST_PAUSE, 2.0 ** (tries - 1)))
