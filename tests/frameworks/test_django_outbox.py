@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,13 +13,14 @@ from django.db import transaction
 from django.test.utils import override_settings
 
 from dispytch import EventBase, producer_from_url
+from dispytch.abc import Message, Receipt
 from dispytch.django import emit_on_commit
 from dispytch.django.checks import check
 from dispytch.django.outbox.messages import pack, unpack
 from dispytch.django.outbox.models import OutboxEvent, OutboxLease
 from dispytch.django.outbox.relay import Relay
 from dispytch.django.testing import recording
-from dispytch.errors import ConfigurationError, EmitTimeoutError, EmitUnreachableError
+from dispytch.errors import ConfigurationError, DispytchError, EmitTimeoutError, EmitUnreachableError
 from dispytch.kafka import KafkaEventConfig, KafkaEventRoute, KafkaProducer
 from dispytch.memory import MemoryBroker
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
@@ -272,6 +273,30 @@ def test_an_emitter_that_is_there_no_more() -> None:
     assert numbers(emitted) == [2]
     row = OutboxEvent.objects.get()
     assert (row.tries, "there is no emitter 'gone'" in row.error) == (1, True)
+
+
+def test_batches_that_the_broker_does_not_confirm_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a batch comes again that was not confirmed, so the next one is smaller."""
+    emit_on_commit(*[Placed(n=n) for n in range(13)])
+    sizes: list[int] = []
+    with recording() as emitted:
+        send = emitted.producer.send
+
+        def slow(messages: Sequence[Message], timeout: float | None) -> Sequence[Receipt | DispytchError]:
+            sizes.append(len(messages))
+            late = EmitTimeoutError("too much at once")
+            return [late] * len(messages) if len(messages) > 2 else send(messages, timeout)
+
+        monkeypatch.setattr(emitted.producer, "send", slow)
+        relay = Relay("default", batch=8)
+        for _ in range(2):
+            with pytest.raises(EmitTimeoutError):
+                relay.run_once()
+        assert relay.run_once() == 2
+        monkeypatch.undo()
+        assert [relay.run_once() for _ in range(3)] == [4, 7, 0]
+    assert sizes == [8, 4, 2]
+    assert numbers(emitted) == list(range(13))
 
 
 def test_one_relay_at_a_time() -> None:

@@ -25,6 +25,7 @@ from dispytch.errors import (
     ConfigurationError,
     DispytchError,
     EmitRejectedError,
+    EmitTimeoutError,
 )
 from dispytch.sync import EventEmitter
 
@@ -49,12 +50,12 @@ class Relay:
 
     Args:
         using: The alias of the database.
-        batch: How many events are emitted at once.
+        batch: How many events are emitted at once; fewer while the broker does not confirm so many within the time-out.
     """
 
     def __init__(self, using: str, batch: int = 500) -> None:
         self.using: str = using
-        self._batch = batch
+        self._batch = self._largest_batch = batch
         self._owner = f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid4().hex[:12]}"
         self._lease_time = timedelta(seconds=15)
 
@@ -147,6 +148,10 @@ class Relay:
                 good.append(row)
                 messages.append(message)
         outcomes = chosen.producer.send(messages, timeout) if messages else ()
+        if any(isinstance(outcome, EmitTimeoutError) for outcome in outcomes):
+            self._batch = max(1, self._batch // 2)  # all of it may come again
+        else:
+            self._batch = min(self._largest_batch, self._batch * 2)
         confirmed = [row.pk for row, outcome in zip(good, outcomes, strict=True) if isinstance(outcome, Receipt)]
         OutboxEvent.objects.using(self.using).filter(pk__in=confirmed).delete()
         trouble: DispytchError | None = None
