@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
@@ -30,6 +31,7 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _made: dict[str, EventEmitter] = {}
 _replacements: dict[str, EventEmitter] = {}
+_named: WeakSet[EventEmitter] = WeakSet()
 
 
 def emitter(alias: str = conf.DEFAULT) -> EventEmitter:
@@ -58,7 +60,9 @@ def make_emitter(alias: str) -> EventEmitter:
         )
     one = config.emitters[alias]
     if isinstance(one, str):
-        return named(one, EventEmitter, f"DISPYTCH['EMITTERS'][{alias!r}]")
+        found = named(one, EventEmitter, f"DISPYTCH['EMITTERS'][{alias!r}]")
+        _named.add(found)
+        return found
     return EventEmitter(producer_from_url(one.url), source=one.source, timeout=one.timeout)
 
 
@@ -281,11 +285,13 @@ def replaced(alias: str, other: EventEmitter) -> Iterator[None]:
 
 
 def _forget(*, setting: str, **_: object) -> None:
-    """Emitters of a setting that a test has changed are closed."""
+    """Emitters of a setting that a test has changed are closed, but not those that are the project's own."""
     if setting != "DISPYTCH":
         return
     while _made:
         one = _made.popitem()[1]
+        if one in _named:
+            continue
         try:
             one.close()
         except DispytchError as error:
