@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.test.utils import override_settings
 
 from dispytch import EventBase, producer_from_url
 from dispytch.abc import Message, Receipt
 from dispytch.django import emit_on_commit
 from dispytch.django.checks import check
+from dispytch.django.outbox.management.commands import dispytch_outbox
 from dispytch.django.outbox.messages import pack, unpack
 from dispytch.django.outbox.models import OutboxEvent, OutboxLease
 from dispytch.django.outbox.relay import Relay
@@ -314,6 +316,34 @@ def test_one_relay_at_a_time() -> None:
         second.release()
         assert first.run_once() == 0
     assert numbers(emitted) == [2]
+
+
+def test_a_database_that_goes_away(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Drivers tell of lost connections by errors of either kind; the relay waits, and ends when it is told to."""
+    monkeypatch.setattr(dispytch_outbox, "_FIRST_PAUSE", 0.001)
+    errors: list[Exception] = [InterfaceError("connection already closed"), OperationalError("server closed it")]
+
+    def run_once(relay: Relay) -> int:
+        if errors:
+            raise errors.pop()
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    def release(relay: Relay) -> None:
+        raise InterfaceError("connection already closed")
+
+    monkeypatch.setattr(Relay, "run_once", run_once)
+    monkeypatch.setattr(Relay, "release", release)
+    call_command("dispytch_outbox", verbosity=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("The outbox stays as it is" in one for one in said) == 2
+    assert any("lease" in one for one in said)
+
+
+@pytest.mark.parametrize("poll", ["0", "-1", "nan", "soon"])
+def test_a_poll_that_would_not_rest(poll: str) -> None:
+    with pytest.raises(CommandError, match="--poll"):
+        call_command("dispytch_outbox", f"--poll={poll}", once=True)
 
 
 def test_the_check_of_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
