@@ -240,6 +240,17 @@ def test_clocks_that_differ() -> None:
     assert numbers(emitted) == [1, 2]
 
 
+def test_a_clock_of_the_database_that_was_put_back() -> None:
+    """A lease, or a pause, that began by the old time lasts no longer than it would have."""
+    emit_on_commit(Placed(n=1), Placed(n=2))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    OutboxEvent.objects.filter(pk=OutboxEvent.objects.earliest("id").pk).update(due_at=later, tries=3)
+    OutboxLease.objects.create(name="relay", owner="one that was killed", until=later)
+    with recording() as emitted:
+        assert Relay("default").run_once() == 2
+    assert numbers(emitted) == [1, 2]
+
+
 def test_time_without_zones() -> None:
     """SQLite's clock is UTC, and Django writes what the clock on the wall says."""
     with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):

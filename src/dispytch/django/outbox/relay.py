@@ -57,7 +57,7 @@ class Relay:
         self.using: str = using
         self._batch = self._largest_batch = batch
         self._owner = f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid4().hex[:12]}"
-        self._lease_time = timedelta(seconds=15)
+        self._lease_time = 15.0
 
     def run_once(self) -> int | None:
         """Emits a batch.
@@ -93,7 +93,7 @@ class Relay:
     def _due(self, stuck: Sequence[str]) -> list[Any]:
         """The next batch, without what goes by these emitters."""
         # What was never tried is due whatever the clocks say: that of its writer may be ahead, or in another time zone.
-        is_due = Q(tries=0) | Q(due_at__lte=Now())
+        is_due = Q(tries=0) | Q(due_at__lte=Now()) | Q(due_at__gt=_from_now(2 * _LONGEST_PAUSE))
         kept = OutboxEvent.objects.using(self.using).filter(is_due, due_at__isnull=False).exclude(emitter__in=stuck)
         return list(kept.order_by("id")[: self._batch])
 
@@ -109,9 +109,11 @@ class Relay:
 
     def _hold(self) -> bool:
         """Takes the lease or prolongs it, by the clock of the database, if nobody else has it."""
-        until = ExpressionWrapper(Now() + self._lease_time, output_field=DateTimeField())
+        until = _from_now(self._lease_time)
         leases = OutboxLease.objects.using(self.using)
-        mine = leases.filter(Q(owner=self._owner) | Q(until__lte=Now()), name=_LEASE)
+        # None reaches so far, unless the clock was put back after it was taken.
+        is_over = Q(until__lte=Now()) | Q(until__gt=_from_now(4 * _LONGEST_TIMEOUT))
+        mine = leases.filter(Q(owner=self._owner) | is_over, name=_LEASE)
         if mine.update(owner=self._owner, until=until):
             return True
         if leases.filter(name=_LEASE).exists():
@@ -133,7 +135,7 @@ class Relay:
             return 0
         timeout = min(chosen.timeout or _LONGEST_TIMEOUT, _LONGEST_TIMEOUT)
         # Whatever the time-outs, this relay has ended or its lease is prolonged before another one begins.
-        self._lease_time = timedelta(seconds=3 * timeout)
+        self._lease_time = 3 * timeout
         if not self._hold():
             return None
         good: list[Any] = []
@@ -169,11 +171,11 @@ class Relay:
     def _refused(self, row: Any, error: Exception) -> None:
         tries = row.tries + 1
         is_given_up = tries >= _MOST_TRIES
-        pause = timedelta(seconds=min(_LONGEST_PAUSE, 2.0 ** (tries - 1)))
+        pause = min(_LONGEST_PAUSE, 2.0 ** (tries - 1))
         OutboxEvent.objects.using(self.using).filter(pk=row.pk).update(
             tries=F("tries") + 1,
             error=f"{type(error).__name__}: {error}"[:_LONGEST_ERROR],
-            due_at=None if is_given_up else ExpressionWrapper(Now() + pause, output_field=DateTimeField()),
+            due_at=None if is_given_up else _from_now(pause),
         )
         say: Callable[..., None] = logger.error if is_given_up else logger.warning
         say(
@@ -185,6 +187,11 @@ class Relay:
             error,
             extra={"event_id": row.event_id, "event_type": row.event_type, "emitter": row.emitter},
         )
+
+
+def _from_now(seconds: float) -> Any:
+    """A time by the clock of the database."""
+    return ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=DateTimeField())
 
 
 def _check(chosen: EventEmitter, message: Message) -> None:
