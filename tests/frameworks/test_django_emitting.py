@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,10 @@ class Undo(Exception):
     pass
 
 
+def fail() -> None:
+    raise LookupError("a hook")
+
+
 def test_all_events_of_a_transaction_go_at_once_and_in_order(
     emitted: BlockingRecordingEmitter, sends: list[int]
 ) -> None:
@@ -122,9 +126,10 @@ def test_what_is_rolled_back_is_never_emitted(emitted: BlockingRecordingEmitter,
 
 
 Program = list[Any]
-"""Numbers to emit, and ``(has_savepoint, fails, program)`` for a block."""
+"""Numbers to emit, `_FAILING` for a hook that fails, and ``(has_savepoint, fails, program)`` for a block."""
 
-_number = st.integers(0, 99)
+_FAILING = -1
+_number = st.integers(_FAILING, 9)
 _programs: st.SearchStrategy[Program] = st.recursive(
     st.lists(_number, max_size=3),
     lambda inner: st.lists(_number | st.tuples(st.booleans(), st.booleans(), inner), max_size=4),
@@ -154,7 +159,10 @@ def expected(program: Program, found: list[int]) -> bool:
 def carry_out(program: Program) -> None:
     for item in program:
         if isinstance(item, int):
-            emit_on_commit(Placed(n=item))
+            if item == _FAILING:
+                transaction.on_commit(fail)
+            else:
+                emit_on_commit(Placed(n=item))
             continue
         has_savepoint, fails, inner = item
         with suppress(Undo), transaction.atomic(savepoint=has_savepoint):
@@ -170,10 +178,11 @@ def test_exactly_what_is_committed_is_emitted(program: Program) -> None:
     expected(program, found)
     with recording() as emitted:
         calls = counting(emitted)
-        with transaction.atomic():
+        with pytest.raises(LookupError) if _FAILING in found else nullcontext(), transaction.atomic():
             carry_out(program)
-    assert numbers(emitted) == found
-    assert calls == ([len(found)] if found else [])
+    events = [number for number in found if number != _FAILING]
+    assert numbers(emitted) == events
+    assert calls == ([len(events)] if events else [])
 
 
 def test_without_a_transaction_it_is_emitted_at_once(emitted: BlockingRecordingEmitter, sends: list[int]) -> None:
@@ -201,10 +210,6 @@ def test_other_hooks_run_where_they_were_registered(emitted: BlockingRecordingEm
         emit_on_commit(Placed(n=1))
         transaction.on_commit(lambda: order.append(numbers(emitted)))
     assert order == [[], [1]]
-
-
-def fail() -> None:
-    raise LookupError("a hook")
 
 
 @pytest.mark.parametrize("kind", [LookupError, SystemExit])
