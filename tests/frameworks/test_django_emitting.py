@@ -256,6 +256,25 @@ def test_a_hook_that_fails_between_events(emitted: BlockingRecordingEmitter, sen
     assert sends == [2, 1]
 
 
+def test_a_hook_that_emits_comes_after_what_was_committed_before(
+    emitted: BlockingRecordingEmitter, sends: list[int]
+) -> None:
+    def later() -> None:
+        with transaction.atomic():
+            emit_on_commit(Placed(n=2))
+            transaction.on_commit(lambda: emit_on_commit(Placed(n=4)))
+            emit_on_commit(Placed(n=3))
+
+    with transaction.atomic():
+        emit_on_commit(Placed(n=1))
+        transaction.on_commit(later)
+        emit_on_commit(Placed(n=5))
+        transaction.on_commit(lambda: emit(Placed(n=6)) and None)
+        transaction.on_commit(lambda: None)
+        emit_on_commit(Placed(n=7), Placed(n=8))
+    assert numbers(emitted) == [1, 2, 4, 3, 5, 6, 7, 8]
+
+
 def test_a_robust_hook_that_fails(emitted: BlockingRecordingEmitter, caplog: Any) -> None:
     order: list[Any] = []
     with transaction.atomic():

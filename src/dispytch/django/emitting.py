@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -77,11 +78,13 @@ def emit(event: EventBase, *, emitter: str = conf.DEFAULT, id: str | None = None
     Raises:
         EmitRejectedError, EmitTimeoutError, ConfigurationError: see `dispytch.sync.EventEmitter.emit`.
     """
+    _emit_earlier()
     return _emitter(emitter).emit(event, id=id)
 
 
 def emit_many(events: Iterable[EventBase], *, emitter: str = conf.DEFAULT) -> list[Receipt | None]:
     """Emits events now, in order; see `dispytch.sync.EventEmitter.emit_many`."""
+    _emit_earlier()
     return _emitter(emitter).emit_many(events)
 
 
@@ -155,6 +158,28 @@ class _Commit:
         self.last: _Last | None = None
         self.error: BaseException | None = None
 
+    def emit(self) -> None:
+        """Emits what the callbacks that were called so far have left."""
+        for pending in list(self.pendings.values()):
+            pending.emit()
+
+
+_during: ContextVar[tuple[_Commit, ...]] = ContextVar("dispytch_during", default=())
+"""The transactions, the outer one first, of which a callback runs."""
+
+
+def _emit_earlier() -> None:
+    """In a callback: emits what its transaction has committed before, since what the callback emits comes later."""
+    commits = _during.get()
+    if not commits:
+        return
+    token = _during.set(())
+    try:
+        for commit in commits:
+            commit.emit()
+    finally:
+        _during.reset(token)
+
 
 class _Pending:
     """The events of one transaction for one emitter, as far as they were committed."""
@@ -165,6 +190,21 @@ class _Pending:
         self.events: list[EventBase] = []
         self.messages: list[Message] = []
         self.last: _Last | None = None
+
+    def emit(self) -> None:
+        """Emits them, and reports those that fail."""
+        if not self.events:
+            return
+        _emit_earlier()
+        events, self.events = self.events, []
+        messages, self.messages = self.messages, []
+        try:
+            self.emitter._send(events, messages)
+        except Exception as error:
+            report(events, messages, error, self.alias)
+        except BaseException as error:  # the process is to end, and nobody else will tell of these events
+            report(events, messages, error, self.alias)
+            raise
 
 
 class _Part:
@@ -194,25 +234,11 @@ class _Last:
 
     def __call__(self) -> None:
         if self.pending.last is self:
-            self._emit()
+            self.pending.emit()
         error = self.commit.error
         if error is not None and self.commit.last is self:
             self.commit.error = None
             raise error
-
-    def _emit(self) -> None:
-        pending = self.pending
-        if not pending.events:
-            return
-        events, pending.events = pending.events, []
-        messages, pending.messages = pending.messages, []
-        try:
-            pending.emitter._send(events, messages)
-        except Exception as error:
-            report(events, messages, error, pending.alias)
-        except BaseException as error:  # the process is to end, and nobody else will tell of these events
-            report(events, messages, error, pending.alias)
-            raise
 
 
 class _Earlier:
@@ -231,12 +257,15 @@ class _Earlier:
     def __call__(self) -> None:
         if self._commit.error is not None:
             return
+        token = _during.set((*_during.get(), self._commit))
         try:
             self._func()
         except BaseException as error:
             if self._robust and isinstance(error, Exception):
                 raise
             self._commit.error = error
+        finally:
+            _during.reset(token)
 
 
 def _take_over(registered: list[Any]) -> tuple[_Commit, set[str] | None]:
