@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
+from django.test.utils import override_settings
 
 from dispytch import EventBase, producer_from_url
+from dispytch.abc import Message, Receipt
 from dispytch.django import emit_on_commit
 from dispytch.django.checks import check
+from dispytch.django.outbox.management.commands import dispytch_outbox
 from dispytch.django.outbox.messages import pack, unpack
 from dispytch.django.outbox.models import OutboxEvent, OutboxLease
 from dispytch.django.outbox.relay import Relay
 from dispytch.django.testing import recording
-from dispytch.errors import ConfigurationError, EmitTimeoutError
+from dispytch.errors import ConfigurationError, DispytchError, EmitTimeoutError, EmitUnreachableError
 from dispytch.kafka import KafkaEventConfig, KafkaEventRoute, KafkaProducer
 from dispytch.memory import MemoryBroker
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
@@ -213,6 +217,101 @@ def test_real_brokers(broker: str, request: pytest.FixtureRequest) -> None:
         assert [entry["body"]["n"] for entry in read_all(url, Kept.__topic__)] == [0, 1, 2]
 
 
+def test_a_broker_that_is_down_with_a_long_queue() -> None:
+    for n in range(7):
+        emit_on_commit(Placed(n=n), emitter="audit")
+    emit_on_commit(Placed(n=7), Placed(n=8), Placed(n=9))
+    faults = Faults()
+    faults.fail("unreachable", times=100)
+    with recording("audit", broker=MemoryBroker(faults=faults)), recording() as emitted:
+        with pytest.raises(EmitUnreachableError):
+            Relay("default", batch=2).run_once()
+        assert numbers(emitted) == [7, 8, 9]
+    assert [row.tries for row in OutboxEvent.objects.all()] == [0] * 7
+
+
+def test_clocks_that_differ() -> None:
+    """What comes from a host whose clock is ahead, or from one that keeps another time zone, is not overtaken."""
+    emit_on_commit(Placed(n=1))
+    OutboxEvent.objects.update(due_at=datetime.now(UTC) + timedelta(hours=9))
+    emit_on_commit(Placed(n=2))
+    with recording() as emitted:
+        assert Relay("default").run_once() == 2
+    assert numbers(emitted) == [1, 2]
+
+
+def test_a_clock_of_the_database_that_was_put_back() -> None:
+    """A lease, or a pause, that began by the old time lasts no longer than it would have."""
+    emit_on_commit(Placed(n=1), Placed(n=2))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    OutboxEvent.objects.filter(pk=OutboxEvent.objects.earliest("id").pk).update(due_at=later, tries=3)
+    OutboxLease.objects.create(name="relay", owner="one that was killed", until=later)
+    with recording() as emitted:
+        assert Relay("default").run_once() == 2
+    assert numbers(emitted) == [1, 2]
+
+
+def test_time_without_zones() -> None:
+    """SQLite's clock is UTC, and Django writes what the clock on the wall says."""
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        emit_on_commit(Placed(n=1))
+        with recording() as emitted:
+            assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"route": {"class": "dispytch:EventRoute", "fields": {"gone": 1}}, "config": None, "headers": [], "key": None},
+    ],
+)
+def test_a_row_that_cannot_be_read(message: dict[str, Any]) -> None:
+    """Written by another version of the code."""
+    emit_on_commit(Placed(n=1), Placed(n=2))
+    OutboxEvent.objects.filter(pk=OutboxEvent.objects.first().pk).update(message=message)
+    with recording() as emitted:
+        assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [2]
+    assert OutboxEvent.objects.get().error.startswith("ConfigurationError: ")
+
+
+def test_an_emitter_that_is_there_no_more() -> None:
+    with changed(EMITTERS={"gone": {"URL": "memory://gone"}}):
+        emit_on_commit(Placed(n=1), emitter="gone")
+    emit_on_commit(Placed(n=2))
+    with recording() as emitted:
+        assert Relay("default").run_once() == 1
+    assert numbers(emitted) == [2]
+    row = OutboxEvent.objects.get()
+    assert (row.tries, "there is no emitter 'gone'" in row.error) == (1, True)
+
+
+def test_batches_that_the_broker_does_not_confirm_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a batch comes again that was not confirmed, so the next one is smaller."""
+    emit_on_commit(*[Placed(n=n) for n in range(13)])
+    sizes: list[int] = []
+    with recording() as emitted:
+        send = emitted.producer.send
+
+        def slow(messages: Sequence[Message], timeout: float | None) -> Sequence[Receipt | DispytchError]:
+            sizes.append(len(messages))
+            late = EmitTimeoutError("too much at once")
+            return [late] * len(messages) if len(messages) > 2 else send(messages, timeout)
+
+        monkeypatch.setattr(emitted.producer, "send", slow)
+        relay = Relay("default", batch=8)
+        for _ in range(2):
+            with pytest.raises(EmitTimeoutError):
+                relay.run_once()
+        assert relay.run_once() == 2
+        monkeypatch.undo()
+        assert [relay.run_once() for _ in range(3)] == [4, 7, 0]
+    assert sizes == [8, 4, 2]
+    assert numbers(emitted) == list(range(13))
+
+
 def test_one_relay_at_a_time() -> None:
     first, second = Relay("default"), Relay("default")
     emit_on_commit(Placed(n=1))
@@ -228,6 +327,34 @@ def test_one_relay_at_a_time() -> None:
         second.release()
         assert first.run_once() == 0
     assert numbers(emitted) == [2]
+
+
+def test_a_database_that_goes_away(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Drivers tell of lost connections by errors of either kind; the relay waits, and ends when it is told to."""
+    monkeypatch.setattr(dispytch_outbox, "_FIRST_PAUSE", 0.001)
+    errors: list[Exception] = [InterfaceError("connection already closed"), OperationalError("server closed it")]
+
+    def run_once(relay: Relay) -> int:
+        if errors:
+            raise errors.pop()
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    def release(relay: Relay) -> None:
+        raise InterfaceError("connection already closed")
+
+    monkeypatch.setattr(Relay, "run_once", run_once)
+    monkeypatch.setattr(Relay, "release", release)
+    call_command("dispytch_outbox", verbosity=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("The outbox stays as it is" in one for one in said) == 2
+    assert any("lease" in one for one in said)
+
+
+@pytest.mark.parametrize("poll", ["0", "-1", "nan", "soon"])
+def test_a_poll_that_would_not_rest(poll: str) -> None:
+    with pytest.raises(CommandError, match="--poll"):
+        call_command("dispytch_outbox", f"--poll={poll}", once=True)
 
 
 def test_the_check_of_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:

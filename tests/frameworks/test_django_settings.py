@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test.utils import override_settings
 
 from dispytch import Event, EventDispatcher, HandlerGroup, Router, consumer_from_url
-from dispytch.django import dispatcher, emit
+from dispytch.django import conf, dispatcher, emit
 from dispytch.django.checks import check, check_deployment
 from dispytch.errors import ConfigurationError
 from dispytch.memory import MemoryConsumer
@@ -125,6 +125,8 @@ def test_no_setting_at_all(given: Any) -> None:
 def test_autocommit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.DATABASES["default"], "AUTOCOMMIT", False)
     assert [one.id for one in check()] == ["dispytch.W003"]
+    with changed(OUTBOX=True):
+        assert not check()
 
 
 def test_deployment() -> None:
@@ -172,3 +174,10 @@ def test_without_django() -> None:
     code = "import sys; sys.modules['django'] = None\nimport dispytch.django"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'MissingExtraError: Django is not installed: pip install "dispytch[django]"' in done.stderr
+
+
+def test_no_password_is_in_what_is_read() -> None:
+    """Reports of errors show the variables of each frame."""
+    dispatchers = {"other": {"URL": f"kafka://user:{CANARY}@127.0.0.1:1", "OPTIONS": {}}}
+    with changed(URL=f"amqp://user:{CANARY}@127.0.0.1:1", DISPATCHERS=dispatchers):
+        assert CANARY not in repr(conf.current())

@@ -33,7 +33,7 @@ def check(app_configs: object = None, **_: object) -> list[checks.CheckMessage]:
         found += _emitters(config)
         found += _dispatchers(config)
         found += _unused(config)
-        found += _databases()
+        found += _databases(config)
     return [_message(problem) for problem in found]
 
 
@@ -122,11 +122,13 @@ def _unused(config: conf.Config) -> Iterator[Problem]:
         )
 
 
-def _databases() -> Iterator[Problem]:
+def _databases(config: conf.Config) -> Iterator[Problem]:
+    if config.outbox:
+        return
     for alias, one in settings.DATABASES.items():
         if one.get("AUTOCOMMIT", True) is False:
             yield Problem(
                 "W003",
-                f"DATABASES[{alias!r}] has AUTOCOMMIT = False, so emit_on_commit() fails outside of atomic()",
-                "Leave AUTOCOMMIT out, or call emit_on_commit() only where atomic() is around it.",
+                f"DATABASES[{alias!r}] has AUTOCOMMIT = False, so emit_on_commit() fails",
+                "Leave AUTOCOMMIT out, or set DISPYTCH['OUTBOX'] to True.",
             )

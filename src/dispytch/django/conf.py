@@ -25,7 +25,7 @@ _DISPATCHER = ("URL", "GROUP", "ROUTERS", "OPTIONS")
 class EmitterConfig:
     """An emitter that is made from the settings: see `dispytch.sync.EventEmitter`."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password, and reports of errors show the variables of frames
     source: str
     timeout: float | None
 
@@ -39,7 +39,7 @@ class DispatcherConfig:
         options: Further arguments of `EventDispatcher`.
     """
 
-    url: str
+    url: str = field(repr=False)
     group: str
     routers: tuple[str, ...] | None
     options: Mapping[str, Any]

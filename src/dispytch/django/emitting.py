@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.transaction import TransactionManagementError
 
 from dispytch._core.events import EventBase
 from dispytch._core.messages import Receipt
@@ -29,6 +32,7 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 _made: dict[str, EventEmitter] = {}
 _replacements: dict[str, EventEmitter] = {}
+_named: WeakSet[EventEmitter] = WeakSet()
 
 
 def emitter(alias: str = conf.DEFAULT) -> EventEmitter:
@@ -57,7 +61,9 @@ def make_emitter(alias: str) -> EventEmitter:
         )
     one = config.emitters[alias]
     if isinstance(one, str):
-        return named(one, EventEmitter, f"DISPYTCH['EMITTERS'][{alias!r}]")
+        found = named(one, EventEmitter, f"DISPYTCH['EMITTERS'][{alias!r}]")
+        _named.add(found)
+        return found
     return EventEmitter(producer_from_url(one.url), source=one.source, timeout=one.timeout)
 
 
@@ -72,11 +78,13 @@ def emit(event: EventBase, *, emitter: str = conf.DEFAULT, id: str | None = None
     Raises:
         EmitRejectedError, EmitTimeoutError, ConfigurationError: see `dispytch.sync.EventEmitter.emit`.
     """
+    _emit_earlier()
     return _emitter(emitter).emit(event, id=id)
 
 
 def emit_many(events: Iterable[EventBase], *, emitter: str = conf.DEFAULT) -> list[Receipt | None]:
     """Emits events now, in order; see `dispytch.sync.EventEmitter.emit_many`."""
+    _emit_earlier()
     return _emitter(emitter).emit_many(events)
 
 
@@ -110,7 +118,7 @@ def emit_on_commit(*events: EventBase, using: str | None = None, emitter: str = 
 
     Raises:
         ConfigurationError, EmitRejectedError: one of them cannot be emitted.
-        TransactionManagementError: autocommit is off, and there is no ``atomic`` block.
+        TransactionManagementError: autocommit is off, and there is no ``atomic`` block, or it is off for good.
         DatabaseError: the outbox cannot be written to.
     """
     _refuse_others(events)
@@ -123,14 +131,54 @@ def emit_on_commit(*events: EventBase, using: str | None = None, emitter: str = 
         write(events, messages, emitter, using)
         return
     connection = connections[using]
-    pending = _pending(connection, chosen, emitter) if connection.in_atomic_block else _Pending(chosen, emitter)
-    last = _Last(pending)
+    if not connection.in_atomic_block:
+        pending = _Pending(chosen, emitter)
+        connection.on_commit(_Part(pending, events, messages))
+        connection.on_commit(_Last(_Commit(), pending))
+        return
+    if not connection.settings_dict["AUTOCOMMIT"]:
+        raise TransactionManagementError(
+            f"DATABASES[{using!r}] has AUTOCOMMIT = False, so Django calls nothing at a commit; leave it out, or set "
+            "DISPYTCH['OUTBOX'] to True"
+        )
+    commit, kept = _take_over(connection.run_on_commit)
+    pending = commit.pendings.setdefault((emitter, chosen), _Pending(chosen, emitter))
     connection.on_commit(_Part(pending, events, messages))
-    connection.on_commit(last, robust=True)
-    if connection.in_atomic_block:
-        # What emits must not go with a savepoint: other events of the transaction may depend on it.
-        registered = connection.run_on_commit
-        registered[-1] = (set(), *registered[-1][1:])
+    connection.on_commit(_Last(commit, pending))
+    # What emits goes with a savepoint only if all does that it is there for.
+    sids, last, robust = connection.run_on_commit[-1]
+    connection.run_on_commit[-1] = (sids if kept is None else kept & sids, last, robust)
+
+
+class _Commit:
+    """What the callbacks of one transaction share."""
+
+    def __init__(self) -> None:
+        self.pendings: dict[tuple[str, EventEmitter], _Pending] = {}
+        self.last: _Last | None = None
+        self.error: BaseException | None = None
+
+    def emit(self) -> None:
+        """Emits what the callbacks that were called so far have left."""
+        for pending in list(self.pendings.values()):
+            pending.emit()
+
+
+_during: ContextVar[tuple[_Commit, ...]] = ContextVar("dispytch_during", default=())
+"""The transactions, the outer one first, of which a callback runs."""
+
+
+def _emit_earlier() -> None:
+    """In a callback: emits what its transaction has committed before, since what the callback emits comes later."""
+    commits = _during.get()
+    if not commits:
+        return
+    token = _during.set(())
+    try:
+        for commit in commits:
+            commit.emit()
+    finally:
+        _during.reset(token)
 
 
 class _Pending:
@@ -143,11 +191,24 @@ class _Pending:
         self.messages: list[Message] = []
         self.last: _Last | None = None
 
+    def emit(self) -> None:
+        """Emits them, and reports those that fail."""
+        if not self.events:
+            return
+        _emit_earlier()
+        events, self.events = self.events, []
+        messages, self.messages = self.messages, []
+        try:
+            self.emitter._send(events, messages)
+        except Exception as error:
+            report(events, messages, error, self.alias)
+        except BaseException as error:  # the process is to end, and nobody else will tell of these events
+            report(events, messages, error, self.alias)
+            raise
+
 
 class _Part:
     """What was given to one call: a callback that Django drops with its savepoint."""
-
-    __qualname__ = "emit_on_commit"
 
     def __init__(self, pending: _Pending, events: Sequence[EventBase], messages: Sequence[Message]) -> None:
         self._pending = pending
@@ -163,38 +224,69 @@ class _Last:
     """Emits what the parts before it have left, if it is the last one of its transaction.
 
     Each call of `emit_on_commit` registers one, since none can be moved behind parts that come later, and Django drops
-    parts with their savepoints, but this never.
+    parts with their savepoints, but this only when nothing is left before it.
     """
 
-    __qualname__ = "emit_on_commit"
-
-    def __init__(self, pending: _Pending) -> None:
+    def __init__(self, commit: _Commit, pending: _Pending) -> None:
+        self.commit = commit
         self.pending = pending
-        pending.last = self
+        commit.last = pending.last = self
 
     def __call__(self) -> None:
-        pending = self.pending
-        if pending.last is not self or not pending.events:
+        if self.pending.last is self:
+            self.pending.emit()
+        error = self.commit.error
+        if error is not None and self.commit.last is self:
+            self.commit.error = None
+            raise error
+
+
+class _Earlier:
+    """A callback of somebody else that comes before events: what it raises is raised once they are emitted.
+
+    After one that raises Django calls no other, and events would be lost that are committed. Callbacks between it and
+    the events are not called here either.
+    """
+
+    def __init__(self, commit: _Commit, func: Callable[[], object], robust: bool) -> None:
+        self._commit = commit
+        self._func = func
+        self._robust = robust
+        self.__qualname__ = getattr(func, "__qualname__", repr(func))  # Django logs it
+
+    def __call__(self) -> None:
+        if self._commit.error is not None:
             return
-        events, pending.events = pending.events, []
-        messages, pending.messages = pending.messages, []
+        token = _during.set((*_during.get(), self._commit))
         try:
-            pending.emitter._send(events, messages)
-        except Exception as error:
-            report(events, messages, error, pending.alias)
-        except BaseException as error:  # the process is to end, and nobody else will tell of these events
-            report(events, messages, error, pending.alias)
-            raise
+            self._func()
+        except BaseException as error:
+            if self._robust and isinstance(error, Exception):
+                raise
+            self._commit.error = error
+        finally:
+            _during.reset(token)
 
 
-def _pending(connection: Any, chosen: EventEmitter, alias: str) -> _Pending:
-    """The events of the transaction that this emitter has already, or none yet."""
-    for entry in reversed(connection.run_on_commit):
-        if isinstance(entry[1], _Last):
-            pending = entry[1].pending
-            if pending.emitter is chosen and pending.alias == alias:
-                return pending
-    return _Pending(chosen, alias)
+def _take_over(registered: list[Any]) -> tuple[_Commit, set[str] | None]:
+    """Has the callbacks that are registered already go before events.
+
+    Returns:
+        What they share, and the savepoints that all of them are in; ``None`` if there are no callbacks yet.
+    """
+    commit, start, kept = None, len(registered), None
+    while commit is None and start:
+        start -= 1
+        sids, func, _ = registered[start]
+        kept = sids if kept is None else kept & sids
+        if isinstance(func, _Last):
+            commit = func.commit
+    commit = commit or _Commit()
+    for number in range(start, len(registered)):
+        sids, func, robust = registered[number]
+        if not isinstance(func, _Part | _Last | _Earlier):
+            registered[number] = (sids, _Earlier(commit, func, robust), robust)
+    return commit, kept
 
 
 _in_thread = partial(sync_to_async, thread_sensitive=False)
@@ -222,11 +314,13 @@ def replaced(alias: str, other: EventEmitter) -> Iterator[None]:
 
 
 def _forget(*, setting: str, **_: object) -> None:
-    """Emitters of a setting that a test has changed are closed."""
+    """Emitters of a setting that a test has changed are closed, but not those that are the project's own."""
     if setting != "DISPYTCH":
         return
     while _made:
         one = _made.popitem()[1]
+        if one in _named:
+            continue
         try:
             one.close()
         except DispytchError as error:

@@ -77,7 +77,11 @@ def report(events: Sequence[EventBase], messages: Sequence[Message], error: Base
         callback = failure_callback()
         if callback is None:
             return
-        for failure in failures:
-            callback(failure)
     except Exception:
-        logger.exception("DISPYTCH['ON_FAILURE'] failed, so it was not told of all events that were not emitted.")
+        logger.exception("DISPYTCH['ON_FAILURE'] failed, so it was not told of events that were not emitted.")
+        return
+    for failure in failures:
+        try:
+            callback(failure)
+        except Exception:
+            logger.exception("DISPYTCH['ON_FAILURE'] failed for event %s, which was not emitted.", failure.id)

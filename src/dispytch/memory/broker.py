@@ -30,6 +30,7 @@ from dispytch.errors import (
     DispytchError,
     EmitRejectedError,
     EmitTimeoutError,
+    EmitUnreachableError,
 )
 from dispytch.memory.groups import Cursor, Group, Member, Place, Topic
 
@@ -118,7 +119,7 @@ class MemoryBroker:
 
     def _publish_faulty(self, message: Message, faults: FaultHook) -> Receipt | DispytchError:
         if faults.take("unreachable"):
-            return EmitRejectedError("the memory broker is unreachable: a fault that the test asked for")
+            return EmitUnreachableError("the memory broker is unreachable: a fault that the test asked for")
         if faults.take("reject"):
             return EmitRejectedError("the memory broker refused the event: a fault that the test asked for")
         touched: dict[str, Topic] = {}

@@ -34,16 +34,24 @@ def unpack(id: str, payload: bytes | None, packed: Mapping[str, Any]) -> Message
     """The message again.
 
     Raises:
-        ConfigurationError: a class that it needs is there no more.
+        ConfigurationError: a class that it needs is there no more, or has other fields.
     """
-    return Message(
-        id,
-        _unpack(packed["route"]),
-        None if payload is None else bytes(payload),
-        [(name, _unpack(value)) for name, value in packed["headers"]],
-        _unpack(packed["key"]),
-        _unpack(packed["config"]),
-    )
+    try:
+        return Message(
+            id,
+            _unpack(packed["route"]),
+            None if payload is None else bytes(payload),
+            [(name, _unpack(value)) for name, value in packed["headers"]],
+            _unpack(packed["key"]),
+            _unpack(packed["config"]),
+        )
+    except ConfigurationError:
+        raise
+    except Exception as error:  # of classes of other versions, whatever they raise: it must not hold up other rows
+        raise ConfigurationError(
+            f"an event in the outbox was written by another version of the code, and cannot be read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _pack(value: Any) -> Any:

@@ -7,9 +7,11 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Q
 from django.db.models.functions import Now
@@ -23,6 +25,7 @@ from dispytch.errors import (
     ConfigurationError,
     DispytchError,
     EmitRejectedError,
+    EmitTimeoutError,
 )
 from dispytch.sync import EventEmitter
 
@@ -36,6 +39,8 @@ _MOST_TRIES = 10
 _LONGEST_PAUSE = 60.0
 _LONGEST_TIMEOUT = 30.0
 _LONGEST_ERROR = 1000
+_LONGEST_DETOUR = 5.0
+"""For how many seconds events of other emitters go on, before one whose broker is down is tried again."""
 
 
 class Relay:
@@ -45,14 +50,14 @@ class Relay:
 
     Args:
         using: The alias of the database.
-        batch: How many events are emitted at once.
+        batch: How many events are emitted at once; fewer while the broker does not confirm so many within the time-out.
     """
 
     def __init__(self, using: str, batch: int = 500) -> None:
         self.using: str = using
-        self._batch = batch
+        self._batch = self._largest_batch = batch
         self._owner = f"{socket.gethostname()[:20]}-{os.getpid()}-{uuid4().hex[:12]}"
-        self._lease_time = timedelta(seconds=15)
+        self._lease_time = 15.0
 
     def run_once(self) -> int | None:
         """Emits a batch.
@@ -65,16 +70,32 @@ class Relay:
         """
         if not self._hold():
             return None
-        due = OutboxEvent.objects.using(self.using).filter(due_at__lte=Now()).order_by("id")[: self._batch]
         done, trouble = 0, None
-        for alias, rows in _by_emitter(due).items():
-            try:
-                done += self._emit(alias, rows)
-            except DispytchError as error:  # the others have brokers of their own
-                trouble = trouble or error
+        until = monotonic() + _LONGEST_DETOUR
+        stuck: list[str] = []
+        while rows := self._due(stuck):
+            for alias, of_alias in _by_emitter(rows).items():
+                try:
+                    emitted = self._emit(alias, of_alias)
+                except DispytchError as error:  # the others have brokers of their own
+                    trouble = trouble or error
+                    stuck.append(alias)
+                    continue
+                if emitted is None:
+                    return done
+                done += emitted
+            if not stuck or monotonic() > until:
+                break
         if trouble is not None:
             raise trouble
         return done
+
+    def _due(self, stuck: Sequence[str]) -> list[Any]:
+        """The next batch, without what goes by these emitters."""
+        # What was never tried is due whatever the clocks say: that of its writer may be ahead, or in another time zone.
+        is_due = Q(tries=0) | Q(due_at__lte=Now()) | Q(due_at__gt=_from_now(2 * _LONGEST_PAUSE))
+        kept = OutboxEvent.objects.using(self.using).filter(is_due, due_at__isnull=False).exclude(emitter__in=stuck)
+        return list(kept.order_by("id")[: self._batch])
 
     def revive(self) -> int:
         """Has events that were given up tried again; tells how many."""
@@ -88,9 +109,11 @@ class Relay:
 
     def _hold(self) -> bool:
         """Takes the lease or prolongs it, by the clock of the database, if nobody else has it."""
-        until = ExpressionWrapper(Now() + self._lease_time, output_field=DateTimeField())
+        until = _from_now(self._lease_time)
         leases = OutboxLease.objects.using(self.using)
-        mine = leases.filter(Q(owner=self._owner) | Q(until__lte=Now()), name=_LEASE)
+        # None reaches so far, unless the clock was put back after it was taken.
+        is_over = Q(until__lte=Now()) | Q(until__gt=_from_now(4 * _LONGEST_TIMEOUT))
+        mine = leases.filter(Q(owner=self._owner) | is_over, name=_LEASE)
         if mine.update(owner=self._owner, until=until):
             return True
         if leases.filter(name=_LEASE).exists():
@@ -102,13 +125,19 @@ class Relay:
             return False
         return True
 
-    def _emit(self, alias: str, rows: Sequence[Any]) -> int:
-        chosen = emitter(alias)
+    def _emit(self, alias: str, rows: Sequence[Any]) -> int | None:
+        """Emits rows of one emitter; ``None`` if another relay has taken over meanwhile."""
+        try:
+            chosen = emitter(alias)
+        except ImproperlyConfigured as error:  # the settings had it when they were written
+            for row in rows:
+                self._refused(row, error)
+            return 0
         timeout = min(chosen.timeout or _LONGEST_TIMEOUT, _LONGEST_TIMEOUT)
         # Whatever the time-outs, this relay has ended or its lease is prolonged before another one begins.
-        self._lease_time = timedelta(seconds=3 * timeout)
+        self._lease_time = 3 * timeout
         if not self._hold():
-            return 0
+            return None
         good: list[Any] = []
         messages: list[Message] = []
         for row in rows:
@@ -121,6 +150,10 @@ class Relay:
                 good.append(row)
                 messages.append(message)
         outcomes = chosen.producer.send(messages, timeout) if messages else ()
+        if any(isinstance(outcome, EmitTimeoutError) for outcome in outcomes):
+            self._batch = max(1, self._batch // 2)  # all of it may come again
+        else:
+            self._batch = min(self._largest_batch, self._batch * 2)
         confirmed = [row.pk for row, outcome in zip(good, outcomes, strict=True) if isinstance(outcome, Receipt)]
         OutboxEvent.objects.using(self.using).filter(pk__in=confirmed).delete()
         trouble: DispytchError | None = None
@@ -135,14 +168,14 @@ class Relay:
             raise trouble
         return len(confirmed)
 
-    def _refused(self, row: Any, error: DispytchError) -> None:
+    def _refused(self, row: Any, error: Exception) -> None:
         tries = row.tries + 1
         is_given_up = tries >= _MOST_TRIES
-        pause = timedelta(seconds=min(_LONGEST_PAUSE, 2.0 ** (tries - 1)))
+        pause = min(_LONGEST_PAUSE, 2.0 ** (tries - 1))
         OutboxEvent.objects.using(self.using).filter(pk=row.pk).update(
             tries=F("tries") + 1,
             error=f"{type(error).__name__}: {error}"[:_LONGEST_ERROR],
-            due_at=None if is_given_up else ExpressionWrapper(Now() + pause, output_field=DateTimeField()),
+            due_at=None if is_given_up else _from_now(pause),
         )
         say: Callable[..., None] = logger.error if is_given_up else logger.warning
         say(
@@ -154,6 +187,11 @@ class Relay:
             error,
             extra={"event_id": row.event_id, "event_type": row.event_type, "emitter": row.emitter},
         )
+
+
+def _from_now(seconds: float) -> Any:
+    """A time by the clock of the database."""
+    return ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=DateTimeField())
 
 
 def _check(chosen: EventEmitter, message: Message) -> None:

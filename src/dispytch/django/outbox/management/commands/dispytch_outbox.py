@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, close_old_connections
+from django.db import DEFAULT_DB_ALIAS, Error, close_old_connections
 
 from dispytch.cli.errors import USAGE, exit_code, one_line
 from dispytch.django._typed import BaseCommand
@@ -36,7 +36,7 @@ class Command(BaseCommand):
         """Declares the arguments."""
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, help="Whose outbox (default: %(default)s).")
         parser.add_argument(
-            "--poll", type=float, default=0.5, help="Seconds between two looks at an empty outbox (default: 0.5)."
+            "--poll", type=_seconds, default=0.5, help="Seconds between two looks at an empty outbox (default: 0.5)."
         )
         parser.add_argument("--once", action="store_true", help="End when nothing more is due.")
         parser.add_argument("--retry", action="store_true", help="Try those again that were given up, too.")
@@ -84,7 +84,10 @@ def _run(relay: Relay, poll: float) -> None:
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _relay_until(stop, relay, poll)
-        relay.release()
+        try:
+            relay.release()
+        except Error as error:
+            logger.warning("The lease was not given back, and will run out: %s", one_line(error))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -96,7 +99,7 @@ def _relay_until(stop: threading.Event, relay: Relay, poll: float) -> None:
         close_old_connections()
         try:
             done = relay.run_once()
-        except (BrokerError, EmitError, DatabaseError) as error:
+        except (BrokerError, EmitError, Error) as error:
             failures += 1
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
             logger.warning("The outbox stays as it is, to be tried again in %.1f s: %s", pause, one_line(error))
@@ -110,3 +113,10 @@ def _relay_until(stop: threading.Event, relay: Relay, poll: float) -> None:
             logger.info("Another process empties the outbox: standing by." if standing_by else "Emptying the outbox.")
         if not done:
             stop.wait(poll)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError("it must be positive")
+    return seconds
