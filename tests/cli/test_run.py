@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.support import LOOPS, run, running
-from tests.support import blocking_until
+from tests.support import blocking_until, unique
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -247,3 +247,17 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return "Z"
+
+
+def test_clients_that_log_each_step_are_heard_at_the_level_debug_alone(folder: Path, rabbitmq_url: str) -> None:
+    (folder / "rabbit.py").write_text(
+        "from dispytch import EventDispatcher, consumer_from_url\n"
+        f"dispatcher = EventDispatcher(consumer_from_url({rabbitmq_url!r}, {unique('logs')!r}))\n"
+        f"dispatcher.handler(topic={unique('logs')!r})(print)\n"
+    )
+    for level, is_heard in (("info", False), ("debug", True)):
+        with running(folder, "run", "rabbit:dispatcher", "--log-level", level) as one:
+            one.until_said("The dispatcher is ready")
+            one.signal(signal.SIGTERM)
+            assert one.code() == 0
+        assert (" pika." in one.said) is is_heard

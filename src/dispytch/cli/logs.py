@@ -19,6 +19,7 @@ __all__ = ["FORMATS", "LEVELS", "configure"]
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
+_TALKATIVE = ("pika", "aio_pika", "aiormq")
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
@@ -37,6 +38,11 @@ class _JSONFormatter(logging.Formatter):
         if record.exc_info:
             found["exception"] = self.formatException(record.exc_info)
         return json.dumps(found, ensure_ascii=False, default=str)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it is for people who run the program: clients of RabbitMQ log each step of connecting and closing."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _TALKATIVE
 
 
 def configure(format: str, level: str, worker: str = "", config: str | None = None) -> None:
@@ -60,6 +66,8 @@ def configure(format: str, level: str, worker: str = "", config: str | None = No
         prefix = f"[{worker}] " if worker else ""
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-8s {prefix}%(name)s: %(message)s"))
     handler.addFilter(EventFields())
+    if level == "info":
+        handler.addFilter(_is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if config is None:
         return
