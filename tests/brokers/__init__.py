@@ -16,6 +16,7 @@ from ._errors import BrokersError, MissingServerError
 from ._install import find_or_install, find_or_install_tool
 from ._kafka import KAFKA_USERS, Kafka
 from ._manager import Manager, Running, server_named, started
+from ._ports import free_port
 from ._rabbitmq import RabbitMQ, server_properties
 from ._servers import Redis
 
@@ -30,6 +31,7 @@ __all__ = [
     "RabbitMQ",
     "Redis",
     "Running",
+    "free_port",
     "kafka_version",
     "program",
     "running",

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ._errors import BrokersError
+from ._ports import free_ports
 from ._servers import LOOPBACK, Server
 
 KAFKA_VERSION = "4.1.0"
@@ -148,7 +149,7 @@ def _class_path() -> str:
 
 
 def _settings(folder: Path, port: int, certificates: Path, proxied: tuple[int, int] | None = None) -> dict[str, object]:
-    ports = dict(zip(_LISTENERS, (port, *_free_ports(len(_LISTENERS) - 1)), strict=True))
+    ports = dict(zip(_LISTENERS, (port, *free_ports(len(_LISTENERS) - 1)), strict=True))
     listeners = {name: f"{name}://{LOOPBACK}:{number}" for name, number in ports.items()}
     advertised = [address for name, address in listeners.items() if name != "CONTROLLER"]
     protocols = {name: "PLAINTEXT" if name == "CONTROLLER" else name for name in _LISTENERS}
@@ -234,15 +235,6 @@ def _run(*command: str) -> None:
             f"`{' '.join(command)}` ended with {done.returncode}.\n{done.stdout.strip()[-2000:]}\n"
             "Run it by hand to see what is wrong, or set DISPYTCH_TEST_KAFKA_URL to the address of a server that runs."
         )
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def _metadata(port: int) -> tuple[str, int]:

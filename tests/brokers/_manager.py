@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from . import _docker, _process
 from ._catalog import SERVERS
 from ._errors import BrokersError
 from ._install import find_or_install
+from ._ports import free_port
 from ._servers import LOOPBACK, Server
 
 PROJECT = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ def _start(server: Server, folder: Path, port: int | None, install: bool) -> Run
     attempts = 1 if port is not None else 3  # a port that was free when it was chosen may be taken a moment later
     while True:
         attempts -= 1
-        chosen = port or _free_port()
+        chosen = port or free_port()
         server.prepare(folder, chosen)
         pid = _process.spawn([program, *server.arguments(folder, chosen)], server.environment(folder, chosen), log)
         running = Running(server.name, server.url(chosen), chosen, pid=pid, born=_process.birth(pid))
@@ -225,7 +225,7 @@ def _start(server: Server, folder: Path, port: int | None, install: bool) -> Run
 
 
 def _start_container(server: Server, folder: Path, port: int | None) -> Running:
-    port = port or _free_port()
+    port = port or free_port()
     project = _docker.project_name(folder.parent)
     running = Running(server.name, server.url(port), port, project=project)
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,13 +293,6 @@ def _is_alive(server: Server, recorded: Running) -> bool:
         return server.answers(recorded.port, None)
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _port_from_environment(name: str) -> int | None:

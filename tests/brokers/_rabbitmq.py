@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ._ports import free_port
 from ._servers import LOOPBACK, Server
 
 _DEBIAN_SCRIPT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -44,7 +45,7 @@ class RabbitMQ(Server):
         (folder / "enabled_plugins").write_text("[].\n")
         (folder / "environment").touch()
         node = _node(port) + "@localhost"
-        distribution = _free_port()
+        distribution = free_port()
         return {
             "HOME": str(folder),  # where Erlang keeps its cookie
             "RABBITMQ_CONF_ENV_FILE": str(folder / "environment"),  # instead of the machine's own
@@ -117,10 +118,3 @@ def _texts(table: bytes) -> dict[str, str]:
 def _node(port: int) -> str:
     """The name of the node that this process starts on the port."""
     return f"dispytch-{os.getpid()}-{port}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -43,7 +41,7 @@ class Broker:
         self.transport: Transport = transport
         self._folder = folder
         self._running = ExitStack()
-        self._port, listens = _free_port(), _free_port()
+        self._port, listens = brokers.free_port(), brokers.free_port()
         # Clients of Kafka go where the broker sends them, so one of its listeners sends them to the proxy.
         self._server = _SERVERS[transport]()
         target = listens if transport == "kafka" else self._port
@@ -183,18 +181,6 @@ class Broker:
     def delete_queue(self, group: str) -> None:
         with channel_to(self.url) as channel:
             channel.queue_delete(group)
-
-
-def _free_port() -> int:
-    """A port that the system gives no client of its own accord: nobody takes it while the broker is down."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 @contextmanager
