@@ -19,6 +19,7 @@ from dispytch.errors import DecodeError
 
 __all__ = ["generate", "read_param"]
 
+_ANY_TEXT = {"type": "str"}
 _CALL = """\
 {async_}def call(ctx):
     opened = ctx._opened
@@ -57,6 +58,9 @@ def generate(plan: Plan, app: Mapping[Callable[..., Any], Any], form: Literal["c
         read = f"read_{slot}(opened)"
         lines.append(f"v{slot} = Event({read}, ctx)" if body.wrapped else f"v{slot} = {read}")
     for slot, param in plan.params:
+        if param.adapter.core_schema == _ANY_TEXT:  # which every segment is
+            lines.append(f"v{slot} = ctx.params[{param.name!r}]")
+            continue
         names[f"param_{slot}"] = param
         lines.append(f"v{slot} = read_param(param_{slot}, ctx)")
     for slot, provider in plan.app:
