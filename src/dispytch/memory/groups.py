@@ -158,7 +158,8 @@ class Group:
             cursor = self.cursors[topic.name] = Cursor(self, topic, start)
             topic.readers.append(cursor)
         member.cursors[cursor] = None
-        self.freshen(cursor)
+        if cursor.waiting:
+            self.freshen(cursor)
 
     def freshen(self, cursor: Cursor) -> None:
         """Something has come for those who read a topic, or has come back."""
