@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from uuid import uuid4
 
 import anyio
+
+from tests.brokers import free_port
 
 CANARY = "canary-9f3e"
 """A password that must turn up nowhere."""
@@ -47,11 +48,8 @@ def unique(name: str) -> str:
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port where nobody listens, and that no client takes: a server may be started on it later."""
+    return free_port()
 
 
 def texts(error: BaseException | None) -> str:
