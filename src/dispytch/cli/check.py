@@ -19,7 +19,7 @@ from dispytch.cli.options import app_dir_option, factory_option
 if TYPE_CHECKING:
     from dispytch._runtime.wiring import Wired
 
-__all__ = ["collected_warnings", "command", "examine"]
+__all__ = ["collected_warnings", "command"]
 
 
 @click.command("check", cls=Command)
