@@ -417,7 +417,7 @@ async def test_kafka_a_pass_over_more_than_a_partition_may_have_uncommitted(kafk
     topic, number = unique("dead"), 300
     headers = [("dispytch-dead-error", b"E"), ("dispytch-dead-source", f"{topic}-source".encode())]
     consumer = KafkaConsumer(kafka_url, group_id=unique("letters"), max_uncommitted=100)
-    async with DeadLetters(consumer, topic, idle=1.0) as dead:
+    async with DeadLetters(consumer, topic, idle=0.05) as dead:
         producer = KafkaProducer(kafka_url)
         outcomes = await producer.send(
             [

@@ -347,6 +347,13 @@ class Consumer(ABC):
         """Whether what there is comes; False while a group has not told a new member its share yet."""
         return True
 
+    def is_caught_up(self) -> bool | None:
+        """Whether all has come that the broker was known to hold when nothing came any more.
+
+        ``None`` if that cannot be told, and False while it is not known yet.
+        """
+        return None
+
     @property
     def most_unsettled(self) -> int | None:
         """After how many deliveries that are not settled none comes any more; ``None`` if there is no such limit."""

@@ -34,6 +34,8 @@ logger = logging.getLogger("dispytch")
 
 _SHARE_WITHIN = 60.0
 """Seconds that a group may take to tell a new member what it receives."""
+_MORE_WITHIN = 15.0
+"""Seconds that letters may take to come whose broker is known to have more; what it holds need not all be letters."""
 _STOP_TIMEOUT = 15.0
 _SETTLE_TIMEOUT = 10.0
 _TRIES = 4
@@ -181,7 +183,7 @@ class Sweep:
     Args:
         consumer: Receives from the topic; started here.
         subscription: The topic, as the consumer has it.
-        idle: After how many seconds without a letter there are none left.
+        idle: After how many seconds without a letter there are none left, unless the broker is known to have more.
         window: How many letters may be held.
     """
 
@@ -213,7 +215,7 @@ class Sweep:
             BrokerError: the connection was lost, or the group gives no share.
         """
         consumer = self._consumer
-        end = anyio.current_time() + _SHARE_WITHIN
+        began = anyio.current_time()
         while True:
             is_receiving = consumer.is_receiving()
             if consumer.backlog() == 0:
@@ -221,9 +223,10 @@ class Sweep:
                 return ()
             with anyio.move_on_after(self._idle):
                 return await consumer.receive(limit)
-            if is_receiving:
+            waited = anyio.current_time() - began
+            if is_receiving and (consumer.is_caught_up() is not False or waited > _MORE_WITHIN):
                 return ()
-            if anyio.current_time() > end:
+            if waited > _SHARE_WITHIN:
                 raise BrokerUnreachableError(
                     f"the group {consumer.group_id!r} has given no share of {self._subscription.pattern.source} within "
                     f"{_SHARE_WITHIN:g} s; check its other members, and the broker"

@@ -214,14 +214,18 @@ class KafkaConsumer(Consumer):
         reader = self._reader
         if reader is None:
             return Progress()
-        reader.want_lag()
-        return Progress(time.monotonic() - reader.polled_at, reader.assignment, reader.lag, reader.is_cut_off)
+        reader.watermarks.want_lag()
+        lag = reader.watermarks.lag
+        return Progress(time.monotonic() - reader.polled_at, reader.assignment, lag, reader.is_cut_off)
 
     def backlog(self) -> int | None:
         return None if self._reader is None else self._reader.queued or None
 
     def is_receiving(self) -> bool:
         return self._reader is not None and self._reader.is_assigned
+
+    def is_caught_up(self) -> bool | None:
+        return self._reader is not None and self._reader.watermarks.is_caught_up
 
     @property
     def most_unsettled(self) -> int | None:

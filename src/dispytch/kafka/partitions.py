@@ -82,10 +82,22 @@ class Partition:
         Args:
             low, high: The first offset that there is, and the one after the last; negative if they are not known.
         """
-        done = next((at for at in (self.wanted, self.committed, self.committed_before) if at is not None), None)
+        done = self._done
         if done is None or high < 0:
             return None
         return max(0, high - (max(low, 0) if done < 0 else done))
+
+    def has_come(self, low: int, high: int) -> bool:
+        """Whether all that lies between the offsets that there are was received, be it earlier; see `lag`."""
+        if high < 0:
+            return False
+        done = self._done
+        begins = low if done is None or done < 0 else done
+        return (self.last + 1 if self.last >= 0 else begins) >= high
+
+    @property
+    def _done(self) -> int | None:
+        return next((at for at in (self.wanted, self.committed, self.committed_before) if at is not None), None)
 
     @property
     def to_commit(self) -> int | None:

@@ -23,6 +23,7 @@ from dispytch.kafka.plan import Plan
 from dispytch.kafka.settings import LibraryLog, import_confluent
 from dispytch.kafka.topics import missing_topics
 from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
+from dispytch.kafka.watermarks import Watermarks
 
 __all__ = ["OWN_SETTINGS", "USUAL_SETTINGS", "Reader"]
 
@@ -39,9 +40,6 @@ _PAUSE_AFTER = 1.0
 """Seconds without room after which partitions are paused, which costs what the client has prefetched."""
 _ASSIGNED_WITHIN = 60.0
 _LOOK_EVERY = 1.0
-_MEASURE_EVERY = 2.0
-_MEASURED_FOR = 150.0
-"""Seconds for which the lag is measured after somebody has wanted to know it."""
 _SAY_DOWN_AFTER = 3.0
 _SAY_AGAIN_AFTER = 30.0
 _SETTLES_WITHIN = 3.0
@@ -104,9 +102,7 @@ class Reader:
         self._said: dict[str, float] = {}
         self.polled_at: float = time.monotonic()
         """When the thread last looked after the consumer."""
-        self.lag: Mapping[str, int] | None = None
-        """How many messages lie behind what is done, by topic, of the partitions that are ours."""
-        self._measures_until = self._measured_at = 0.0
+        self.watermarks: Watermarks = Watermarks(self._lock)
 
     # --- in the loop
 
@@ -218,10 +214,6 @@ class Reader:
     def is_cut_off(self) -> bool:
         """Whether no broker has answered for a while; the client goes on trying."""
         return self._is_down_said
-
-    def want_lag(self) -> None:
-        """Has `lag` measured now and then, for a while."""
-        self._measures_until = time.monotonic() + _MEASURED_FOR
 
     @property
     def queued(self) -> int:
@@ -359,30 +351,13 @@ class Reader:
             self._commit(offsets)
         if self._flushes:
             self._flush()
-        if self._measured_at + _MEASURE_EVERY < self.polled_at < self._measures_until:
-            self._measure()
+        self.watermarks.measure(self._consumer, self._assignment.partitions.values(), self.polled_at)
         if self._has_room():
             self._poll(self._poll_seconds)
         elif self._assignment.is_paused:
             self._poll(self._poll_seconds)  # nothing comes, but the group sees that we are alive
         else:
             self._inbox.wait_for_room(_POLL / 2)
-
-    def _measure(self) -> None:
-        """By what the client has learned when it fetched, without asking the broker."""
-        self._measured_at = self.polled_at
-        confluent = import_confluent()
-        found: dict[str, int] = {}
-        with self._lock:
-            partitions = [one for one in self._assignment.partitions.values() if one.is_taken]
-        for partition in partitions:
-            offsets = self._consumer.get_watermark_offsets(confluent.TopicPartition(*partition.key), cached=True)
-            with self._lock:
-                behind = None if offsets is None else partition.lag(*offsets)
-            if behind is not None:
-                topic = partition.key[0]
-                found[topic] = found.get(topic, 0) + behind
-        self.lag = found
 
     def _has_room(self) -> bool:
         if self._assignment.is_paused:
@@ -406,7 +381,9 @@ class Reader:
         if (error := self._assignment.error) is not None:
             raise error
         if message is None:
+            self.watermarks.look_whether_caught_up(self._consumer, self._assignment.partitions.values())
             return
+        self.watermarks.is_caught_up = False
         self._hand_over([message, *self._consumer.consume(min(_MOST_AT_ONCE, self._inbox.most), 0)])
 
     def _hand_over(self, messages: Sequence[Any]) -> None:

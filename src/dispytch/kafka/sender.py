@@ -29,6 +29,8 @@ logger: logging.Logger = logging.getLogger("dispytch")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds that a stop waits for confirmations that are under way."""
+_END_TIMEOUT = 5.0
+"""Seconds that it waits for the thread then; a thread in the client must not run on while the interpreter ends."""
 
 _IDLE_WAIT = 0.25
 """Seconds between two looks at an idle client, which has callbacks of its own."""
@@ -210,7 +212,7 @@ class Sender:
         if self._is_ours and self._open:
             self._client.purge(in_queue=True, in_flight=True, blocking=False)
         self._wake()
-        self._thread.join(FLUSH_TIMEOUT)
+        self._thread.join(_END_TIMEOUT)
         for batch in late:
             batch.finish()
         _senders.discard(self)

@@ -24,6 +24,7 @@ _MOST_IN_FLIGHT = 2000
 _MOST_BYTES_IN_FLIGHT = 8 * 1024 * 1024
 """More than this is not written before some of it is confirmed, so that little is in doubt when a connection breaks."""
 _FLUSH_TIMEOUT = 5.0
+_END_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 """Seconds between attempts to connect that fail."""
 
@@ -317,7 +318,7 @@ class Outlet:
         if publisher is not None:
             publisher.close()
         for one in ending:
-            one.join(_FLUSH_TIMEOUT)
+            one.join(_END_TIMEOUT)
         if count:
             raise UnconfirmedError(
                 f"{count} events were sent to RabbitMQ at {self._source.address} and not confirmed before the close",
