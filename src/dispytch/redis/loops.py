@@ -1,12 +1,11 @@
-"""Publishing from an event loop: through redis.asyncio, or through the blocking client in worker threads."""
+"""Publishing from an event loop: by redis.asyncio, by sockets that the blocking client has connected, or in threads."""
 
 from __future__ import annotations
 
-import select
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -15,12 +14,17 @@ import anyio.to_thread
 from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
 from dispytch.redis.blocking import BlockingDriver, interrupt
+from dispytch.redis.replies import Replies
+from dispytch.redis.sockets import LoopSocket, connect_socket, has_news
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
 
-__all__ = ["AsyncioDriver", "LoopDriver", "ThreadDriver", "close_asyncio", "connect_asyncio"]
+__all__ = ["AsyncioDriver", "LoopDriver", "SocketDriver", "ThreadDriver", "close_asyncio", "connect_asyncio"]
+
+ConnectionT = TypeVar("ConnectionT")
 
 _CONNECTIONS = 16
 """How many batches may be under way at once; further ones wait for their turn."""
+_READ_SIZE = 64 * 1024
 _FLUSH_TIMEOUT = 5.0
 _GRACE = 0.5
 """Seconds beyond its time that a thread may take before it is left to itself, for instance when a name is looked up."""
@@ -72,16 +76,36 @@ async def close_asyncio(connection: Any) -> None:
         await anyio.lowlevel.checkpoint()  # lets the transport close its socket
 
 
-class AsyncioDriver(LoopDriver):
-    """Each batch has a connection of redis.asyncio to itself; connections are kept for the next ones."""
+class _Pool(LoopDriver, Generic[ConnectionT]):
+    """Each batch has a connection to itself; connections are kept for the next ones."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._slots = anyio.Semaphore(source.max_connections or _CONNECTIONS, fast_acquire=True)
-        self._idle: list[Any] = []
-        self._under_way: dict[Batch, Any] = {}
+        self._idle: list[ConnectionT] = []
+        self._under_way: dict[Batch, ConnectionT] = {}
         self._closings = 0
         self._done = anyio.Event()
+
+    @abstractmethod
+    async def _connect(self) -> ConnectionT:
+        """Makes a connection; raises BrokerError if it cannot."""
+
+    @abstractmethod
+    async def _is_fresh(self, connection: ConnectionT) -> bool:
+        """Whether the server has kept an idle connection open: there must be nothing to read, not even its end."""
+
+    @abstractmethod
+    async def _publish(self, connection: ConnectionT, batch: Batch) -> None:
+        """Sends a batch and tells it the replies."""
+
+    @abstractmethod
+    async def _break(self, connection: ConnectionT) -> None:
+        """Ends what another task does on a connection; that task closes it."""
+
+    @abstractmethod
+    async def _close(self, connection: ConnectionT) -> None:
+        """Lets go of a connection that nobody uses."""
 
     async def start(self) -> None:
         closings = self._closings
@@ -100,7 +124,7 @@ class AsyncioDriver(LoopDriver):
                 self._under_way[batch] = connection
                 is_usable = False
                 try:
-                    await _publish(connection, batch)
+                    await self._publish(connection, batch)
                     is_usable = True
                 except (redis.RedisError, OSError, AttributeError) as error:  # AttributeError: closed by a stop
                     batch.fail(error)
@@ -111,7 +135,7 @@ class AsyncioDriver(LoopDriver):
                     if is_usable:
                         await self._give_back(connection, closings)
                     else:
-                        await close_asyncio(connection)
+                        await self._close(connection)
 
     async def stop(self) -> None:
         self._closings += 1
@@ -121,64 +145,100 @@ class AsyncioDriver(LoopDriver):
             while last & self._under_way.keys():
                 await self._done.wait()
         for connection in idle:
-            await close_asyncio(connection)
+            await self._close(connection)
         late = last & self._under_way.keys()
         count = sum(batch.unconfirmed for batch in late)
         for batch in late:
-            await close_asyncio(self._under_way[batch])
+            await self._break(self._under_way[batch])
         if count:
             raise UnconfirmedError(
                 f"{count} events were sent to Redis at {self._source.address} and not confirmed before the close", count
             )
 
-    async def _take(self) -> Any:
+    async def _take(self) -> ConnectionT:
         while self._idle:
             connection = self._idle.pop()
-            if await _is_fresh(connection):
+            if await self._is_fresh(connection):
                 return connection
-            await close_asyncio(connection)
-        return await connect_asyncio(self._source)
+            await self._close(connection)
+        return await self._connect()
 
-    async def _give_back(self, connection: Any, closings: int) -> None:
+    async def _give_back(self, connection: ConnectionT, closings: int) -> None:
         if closings == self._closings:
             self._idle.append(connection)
         else:
-            await close_asyncio(connection)
+            await self._close(connection)
 
 
-async def _is_fresh(connection: Any) -> bool:
-    """Whether the server has kept an idle connection open: there must be nothing to read on it, not even its end."""
-    redis = import_redis()
-    # Before 8 the look for something to read was called after the bytes that it may take away.
-    look = connection.can_read if hasattr(connection, "can_read") else connection.can_read_destructive
-    try:
-        return connection.is_connected and not await look() and not _has_news(connection)
-    except (redis.RedisError, OSError):
-        return False
+class AsyncioDriver(_Pool[Any]):
+    """Connections of redis.asyncio."""
+
+    async def _connect(self) -> Any:
+        return await connect_asyncio(self._source)
+
+    async def _is_fresh(self, connection: Any) -> bool:
+        redis = import_redis()
+        # Before 8 the look for something to read was called after the bytes that it may take away.
+        look = connection.can_read if hasattr(connection, "can_read") else connection.can_read_destructive
+        try:
+            # The socket may have something that the event loop has not got round to.
+            sock = connection._writer and connection._writer.get_extra_info("socket")
+            return connection.is_connected and not await look() and not (sock and has_news(sock))
+        except (redis.RedisError, OSError):
+            return False
+
+    async def _publish(self, connection: Any, batch: Batch) -> None:
+        response_error = import_redis().exceptions.ResponseError
+        read = connection.read_response
+        for count, data in batch.chunks():
+            await connection.send_packed_command([data], check_health=False)
+            for _ in range(count):
+                try:
+                    reply = await read()
+                except response_error as error:
+                    batch.refuse(error)
+                else:
+                    batch.confirm(reply)
+
+    async def _break(self, connection: Any) -> None:
+        await close_asyncio(connection)
+
+    async def _close(self, connection: Any) -> None:
+        await close_asyncio(connection)
 
 
-def _has_news(connection: Any) -> bool:
-    """Whether something has come that the event loop has not got round to."""
-    sock = connection._writer.get_extra_info("socket")
-    if sock is None or not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+class SocketDriver(_Pool[LoopSocket]):
+    """Connections of the blocking client, whose sockets any loop reads and writes."""
 
+    async def _connect(self) -> LoopSocket:
+        return await connect_socket(self._source)
 
-async def _publish(connection: Any, batch: Batch) -> None:
-    response_error = import_redis().exceptions.ResponseError
-    read = connection.read_response
-    for count, data in batch.chunks():
-        await connection.send_packed_command([data], check_health=False)
-        for _ in range(count):
-            try:
-                reply = await read()
-            except response_error as error:
-                batch.refuse(error)
-            else:
-                batch.confirm(reply)
+    async def _is_fresh(self, connection: LoopSocket) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return not has_news(connection.connection._sock)
+
+    async def _publish(self, connection: LoopSocket, batch: Batch) -> None:
+        known = import_redis().exceptions
+        parse_error = connection.connection._parser.parse_error  # errors are those of the client
+        replies = Replies(protocolError=known.InvalidResponse, replyError=parse_error)
+        for count, data in batch.chunks():
+            replies.expect(count)
+            connection.send(data)
+            while not replies.are_all_there:
+                replies.feed(await connection.receive(_READ_SIZE))
+                for reply in replies.taken():
+                    if isinstance(reply, known.ResponseError):
+                        batch.refuse(reply)
+                    elif isinstance(reply, Exception):
+                        raise reply  # the client takes it for the end of the connection
+                    else:
+                        batch.confirm(reply)
+
+    async def _break(self, connection: LoopSocket) -> None:
+        connection.interrupt()
+
+    async def _close(self, connection: LoopSocket) -> None:
+        connection.close()
 
 
 class ThreadDriver(LoopDriver):

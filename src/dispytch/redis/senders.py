@@ -14,7 +14,7 @@ from dispytch.abc import BlockingProducer, Message, Producer, ProducerBase, Rece
 from dispytch.errors import ConfigurationError, DispytchError, EmitRejectedError
 from dispytch.redis.batches import Batch, Command
 from dispytch.redis.blocking import BlockingDriver
-from dispytch.redis.loops import AsyncioDriver, LoopDriver, ThreadDriver
+from dispytch.redis.loops import AsyncioDriver, LoopDriver, SocketDriver, ThreadDriver
 from dispytch.redis.source import Source, import_redis, is_asyncio
 
 __all__ = ["LARGEST", "BlockingSender", "LoopSender", "Sender", "current_loop", "source_of"]
@@ -123,8 +123,10 @@ class LoopSender(Sender, Producer):
                     "a redis.asyncio.Redis works under asyncio only, and this is trio; give "
                     f"{type(self).__name__} a URL or a redis.Redis"
                 )
-            use_threads = is_trio or self._source.world == "blocking"
-            self._driver = ThreadDriver(self._source) if use_threads else AsyncioDriver(self._source)
+            if self._source.world == "blocking":
+                self._driver = ThreadDriver(self._source)
+            else:
+                self._driver = SocketDriver(self._source) if is_trio else AsyncioDriver(self._source)
             self._loop = loop
         return self._driver
 

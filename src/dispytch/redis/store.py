@@ -12,7 +12,7 @@ from dispytch.redis.senders import current_loop
 from dispytch.redis.streams.control import Control
 from dispytch.redis.streams.groups import is_error, refusal
 from dispytch.redis.streams.producer import stream_source
-from dispytch.redis.streams.wires import AsyncioWire, ThreadWire, Wire, packed
+from dispytch.redis.streams.wires import AsyncioWire, SocketWire, Wire, packed
 
 __all__ = ["RedisStore"]
 
@@ -129,7 +129,7 @@ class RedisStore(Store):
 
     def _wire(self) -> Wire:
         if self._source.world == "blocking" or running_backend() == "trio":
-            return ThreadWire(self._source, "store")
+            return SocketWire(self._source)
         return AsyncioWire(self._source)
 
 

@@ -25,7 +25,7 @@ from dispytch.redis.streams.producer import FEATURES, RedisStreamProducer, strea
 from dispytch.redis.streams.reading import Reader
 from dispytch.redis.streams.routes import TRANSPORT, RedisStreamEventRoute
 from dispytch.redis.streams.settling import Settler
-from dispytch.redis.streams.wires import AsyncioWire, ThreadWire, Wire, packed
+from dispytch.redis.streams.wires import AsyncioWire, SocketWire, ThreadWire, Wire, packed
 
 __all__ = ["RedisStreamConsumer"]
 
@@ -282,9 +282,9 @@ class RedisStreamConsumer(Consumer):
             )
 
     def _wire(self, name: str) -> Wire:
-        if self._driver == "thread" or self._source.world == "blocking" or running_backend() == "trio":
+        if self._driver == "thread" or self._source.world == "blocking":
             return ThreadWire(self._source, name)
-        return AsyncioWire(self._source)
+        return SocketWire(self._source) if running_backend() == "trio" else AsyncioWire(self._source)
 
     async def _check_dead_letters(self, control: Control, subscriptions: Sequence[Subscription]) -> None:
         """Writing makes a stream where there is nothing; where there is something else, it could not."""

@@ -22,9 +22,11 @@ from dispytch.errors import BrokerError, BrokerUnreachableError
 from dispytch.redis.blocking import connect_blocking, interrupt
 from dispytch.redis.feed import closed_error
 from dispytch.redis.loops import close_asyncio, connect_asyncio
+from dispytch.redis.replies import Replies
+from dispytch.redis.sockets import LoopSocket, connect_socket
 from dispytch.redis.source import Source
 
-__all__ = ["AsyncioWire", "ThreadWire", "Wire", "packed"]
+__all__ = ["AsyncioWire", "SocketWire", "ThreadWire", "Wire", "packed"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -32,7 +34,6 @@ _READ_SIZE = 256 * 1024
 _STOP_TIMEOUT = 5.0
 _GRACE = 0.1
 """Seconds that follow a time-out: if the loop was held up, what has come in time has not been looked at."""
-_NOTHING: Any = object()
 
 
 def packed(*words: bytes | str | int, ids: Sequence[bytes] = ()) -> bytes:
@@ -97,42 +98,33 @@ class Wire(ABC):
         return found
 
 
-class _Replies:
-    """What has come of the replies that are waited for."""
+class _LoopWire(Wire):
+    """A connection that the loop reads itself."""
 
-    def __init__(self) -> None:
-        import hiredis
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._replies = Replies()
 
-        self.protocol_error: type[Exception] = hiredis.ProtocolError
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-        self._found: list[Any] = []
-        self._missing = 0
+    async def _replied(self) -> list[Any]:
+        replies = self._replies
+        try:
+            while not replies.are_all_there:
+                replies.feed(await self._received())
+        except replies.protocol_error as error:
+            raise self._garbled(error) from None
+        return replies.taken()
 
-    def expect(self, count: int) -> None:
-        self._missing += count
-
-    def feed(self, data: bytes) -> None:
-        self._reader.feed(data)
-        while self._missing and (reply := self._reader.gets()) is not _NOTHING:
-            self._found.append(reply)
-            self._missing -= 1
-
-    @property
-    def are_all_there(self) -> bool:
-        return not self._missing
-
-    def taken(self) -> list[Any]:
-        found, self._found = self._found, []
-        return found
+    @abstractmethod
+    async def _received(self) -> bytes:
+        """What has come. Raises BrokerUnreachableError at the end."""
 
 
-class AsyncioWire(Wire):
+class AsyncioWire(_LoopWire):
     """A connection of redis.asyncio, read below the client's own parser, which loses what it has when cancelled."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._connection: Any = None
-        self._replies = _Replies()
 
     async def open(self) -> None:
         self._connection = await connect_asyncio(self._source)
@@ -144,25 +136,54 @@ class AsyncioWire(Wire):
         self._replies.expect(len(commands))
         writer.write(b"".join(commands))
 
-    async def _replied(self) -> list[Any]:
-        replies = self._replies
+    async def _received(self) -> bytes:
+        stream = None if self._connection is None else self._connection._reader
         try:
-            while not replies.are_all_there:
-                stream = None if self._connection is None else self._connection._reader
-                data = b"" if stream is None else await stream.read(_READ_SIZE)
-                if not data:
-                    raise closed_error(self._source.address)
-                replies.feed(data)
+            data: bytes = b"" if stream is None else await stream.read(_READ_SIZE)
         except OSError as error:
             raise closed_error(self._source.address) from error
-        except replies.protocol_error as error:
-            raise self._garbled(error) from None
-        return replies.taken()
+        if not data:
+            raise closed_error(self._source.address)
+        return data
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await close_asyncio(connection)
+
+
+class SocketWire(_LoopWire):
+    """A connection of the blocking client, whose socket any loop reads."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._socket: LoopSocket | None = None
+
+    async def open(self) -> None:
+        self._socket = await connect_socket(self._source)
+
+    def ask(self, *commands: bytes) -> None:
+        if self._socket is None:
+            raise closed_error(self._source.address)
+        self._replies.expect(len(commands))
+        try:
+            self._socket.send(b"".join(commands))
+        except OSError as error:
+            raise closed_error(self._source.address) from error
+
+    async def _received(self) -> bytes:
+        if self._socket is None:
+            raise closed_error(self._source.address)
+        try:
+            return await self._socket.receive(_READ_SIZE)
+        except OSError as error:
+            raise closed_error(self._source.address) from error
+
+    async def close(self) -> None:
+        found, self._socket = self._socket, None
+        if found is not None:
+            found.close()
+        await anyio.lowlevel.checkpoint()
 
 
 class ThreadWire(Wire):
@@ -240,7 +261,7 @@ class ThreadWire(Wire):
             self._connection._sock.settimeout(None)
             self._is_open = True
             self._waker.wake()
-            replies = _Replies()
+            replies = Replies()
             while not self._stopping and (asked := self._asked.get()) is not None:
                 self._taken.append(self._exchange(replies, *asked))
                 self._waker.wake()
@@ -254,7 +275,7 @@ class ThreadWire(Wire):
                 self._ended = True
                 self._waker.wake()
 
-    def _exchange(self, replies: _Replies, data: bytes, count: int) -> list[Any]:
+    def _exchange(self, replies: Replies, data: bytes, count: int) -> list[Any]:
         sock = self._connection._sock
         replies.expect(count)
         sock.sendall(data)
