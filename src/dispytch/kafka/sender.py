@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from dispytch._core.messages import new_receipt
-from dispytch.abc import Message, Receipt
+from dispytch.abc import EventRoute, Message, Receipt
 from dispytch.errors import DispytchError, EmitRejectedError, UnconfirmedError
 from dispytch.kafka.batches import Batch, finish_all, report_error
 from dispytch.kafka.routes import KafkaEventConfig
@@ -95,7 +95,8 @@ class Sender:
 
     def unknown(self, messages: Collection[Message]) -> set[str]:
         """The topics of messages that are to be looked up before anything is handed over."""
-        topics = {message.route.address for message in messages}
+        routes = {id(message.route): message.route for message in messages}  # mostly one, for all of a class
+        topics = {route.address for route in routes.values()}
         return topics if self.trouble.are_down else topics - self._known
 
     def look_up(self, topics: Collection[str], timeout: float) -> dict[str, DispytchError]:
@@ -140,32 +141,31 @@ class Sender:
             refused: Errors of topics that cannot be sent to.
         """
         confluent = import_confluent()
-        produce = self._client.produce
+        produce, report, messages = self._client.produce, self._report, batch.messages
+        route: EventRoute | None = None
+        topic = ""
         self.is_used = True
         if batch not in self._open:
             with self._purging:  # which it comes after, or stops
                 self._open.add(batch)
-        for number in range(batch.next, min(batch.next + most, len(batch.messages))):
-            message = batch.messages[number]
-            topic = message.route.address
+        for number in range(batch.next, min(batch.next + most, len(messages))):
+            message = messages[number]
+            if message.route is not route:
+                route = message.route
+                topic = route.address
             problem: DispytchError | None = refused.get(topic) if refused else None
             if problem is None:
                 if self.is_closed:
                     problem = EmitRejectedError("the producer was stopped before the event was sent")
                 else:
-                    key = message.key
-                    more: dict[str, Any] = {}
-                    if isinstance(config := message.config, KafkaEventConfig):
-                        key, more = _options(config, key)
+                    on_delivery = partial(report, batch, number, message.id, topic)
                     try:
-                        produce(
-                            topic,
-                            value=message.payload,
-                            key=key,
-                            headers=_headers(message),
-                            on_delivery=partial(self._report, batch, number),
-                            **more,
-                        )
+                        headers = _headers(message)
+                        if not isinstance(config := message.config, KafkaEventConfig):
+                            produce(topic, message.payload, message.key, headers=headers, on_delivery=on_delivery)
+                        else:
+                            key, more = _options(config, message.key)
+                            produce(topic, message.payload, key, headers=headers, on_delivery=on_delivery, **more)
                     except BufferError:
                         self._wake()
                         return False
@@ -247,18 +247,17 @@ class Sender:
         if self._is_ours:
             self._client = None
 
-    def _report(self, batch: Batch, number: int, error: Any, message: Any) -> None:
+    def _report(self, batch: Batch, number: int, id: str, topic: str, error: Any, message: Any) -> None:
         if error is None:
-            sent = batch.messages[number]
             outcome: Receipt | DispytchError = new_receipt(
-                Receipt, (sent.id, sent.route.address, message.partition(), message.offset(), None)
+                Receipt, (id, topic, message.partition(), message.offset(), None)
             )
             if self.trouble.since is not None:
                 self.trouble.clear()
         else:
             why, text = self.trouble.text, self.trouble.words(error)
             outcome = report_error(error, self._settings.address, why, text)
-            self._known.discard(batch.messages[number].route.address)
+            self._known.discard(topic)
         if batch.report(number, outcome):
             self._finished.append(batch)
 

@@ -42,7 +42,7 @@ class _PubSubSender(Sender):
         self._check_address(channel, "channel")
         if message.payload is None:
             raise EmitRejectedError(f"the message for {channel} is null, which Redis cannot send")
-        self._check_size(channel, message.payload)
+        self._check_size(channel, len(message.payload))
 
 
 class RedisProducer(_PubSubSender, LoopSender):

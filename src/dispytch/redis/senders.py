@@ -78,8 +78,9 @@ class Sender(ProducerBase):
         except UnicodeEncodeError:
             raise EmitRejectedError(f"the {kind}'s name holds half a surrogate pair; give proper text") from None
 
-    def _check_size(self, address: str, *parts: bytes) -> None:
-        if max(map(len, parts), default=0) > LARGEST or len(address) > LARGEST:
+    def _check_size(self, address: str, largest: int) -> None:
+        """Refuses a message whose largest part has so many bytes, where that is too much."""
+        if largest > LARGEST or len(address) > LARGEST:
             raise EmitRejectedError(
                 f"the message for {address[:200]} is larger than 512 MiB, the most that Redis takes"
             )

@@ -42,15 +42,18 @@ class _StreamSender(Sender):
     def check(self, message: Message) -> None:
         stream = message.route.address
         self._check_address(stream, "stream")
-        if any(name == DATA for name, _ in message.headers):
-            raise EmitRejectedError(
-                f"a header of the event for {stream} is named {DATA!r}, which is the field of the payload; name it "
-                "differently"
-            )
+        largest = max(len(message.payload or b""), len(message.key or b""))
+        for name, value in message.headers:
+            if name == DATA:
+                raise EmitRejectedError(
+                    f"a header of the event for {stream} is named {DATA!r}, which is the field of the payload; name it "
+                    "differently"
+                )
+            if len(value) > largest:
+                largest = len(value)
         if message.payload is None and not message.headers and message.key is None:
             raise EmitRejectedError(f"the message for {stream} is null and has no headers, which makes no entry")
-        parts = [value for _, value in message.headers]
-        self._check_size(stream, message.payload or b"", message.key or b"", *parts)
+        self._check_size(stream, largest)
 
 
 class RedisStreamProducer(_StreamSender, LoopSender):
