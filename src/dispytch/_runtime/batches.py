@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from dispytch._core.context import BatchContext, EventHandlerContext
+from dispytch._core.batch_context import BatchContext
+from dispytch._core.context import EventHandlerContext
 from dispytch._core.lanes import Limit
 from dispytch._runtime.links import Signal
 from dispytch._runtime.trials import Trials, try_once

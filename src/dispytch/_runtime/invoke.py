@@ -15,7 +15,8 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from dispytch._bridge import Suspended, begin, begin_for_result, finish
-from dispytch._core.context import BatchContext, EventHandlerContext, Middleware
+from dispytch._core.batch_context import BatchContext
+from dispytch._core.context import EventHandlerContext, Middleware
 from dispytch._core.envelope import CURRENT, Opened
 from dispytch._core.events import Event
 from dispytch._core.params import BodyNeed, ParamNeed

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from dispytch._core.context import BatchContext, EventHandlerContext, Middleware, NextCall
+from dispytch._core.batch_context import BatchContext
+from dispytch._core.context import EventHandlerContext, Middleware, NextCall
 from dispytch._core.events import EventBase, Meta
 from dispytch._core.settling import conclude
 from dispytch._runtime.dispatcher import EventDispatcher
