@@ -102,7 +102,8 @@ def compare(options: argparse.Namespace, results: Results) -> None:
     transports = [name for name in options.transport if has_client(name, results.notes)]
     todo = {name: list(runs(name, options.measure, contenders, options.events)) for name in transports}
     core_loops = [loop for loop in loops if loop != "blocking"] if "core" in options.measure else []
-    cores = len(core_loops) * len(core.ON_LOOPS) + bool(core_loops)
+    off_loops = len(core.MEASURES) - len(core.ON_LOOPS)
+    cores = len(core_loops) * len(core.ON_LOOPS) + (off_loops if core_loops else 0)
     with progress((sum(map(len, todo.values())) + cores) * options.rounds) as begin:
         for transport, some in todo.items():
             with ExitStack() as stack:
