@@ -58,7 +58,7 @@ class RedisStreamConsumer(Consumer):
         declare: Whether groups that do not exist are made; if not, one that is missing is an error.
         max_payload_bytes: Larger payloads are dead-lettered without being decoded.
         driver: ``"thread"`` for the blocking client in threads, ``"asyncio"`` for redis.asyncio; with ``None`` what
-            the event loop can run.
+            suits the event loop: redis.asyncio, or on trio the socket that the blocking client has connected.
 
     Raises:
         ConfigurationError: the URL or another argument is wrong.
