@@ -18,7 +18,7 @@ from dispytch.errors import BrokerError, ConfigurationError, DispytchError
 from dispytch.rabbitmq.aio import AioPikaOutlet, exchanges_of
 from dispytch.rabbitmq.batches import Batch
 from dispytch.rabbitmq.bindings import check_name
-from dispytch.rabbitmq.properties import check_message
+from dispytch.rabbitmq.properties import check_message, check_route
 from dispytch.rabbitmq.publisher import Outlet
 from dispytch.rabbitmq.routes import RabbitMQEventConfig, RabbitMQEventRoute
 from dispytch.rabbitmq.source import Source
@@ -93,6 +93,8 @@ class _Sender(ProducerBase):
         self.mandatory: bool = mandatory
         self._source = source
         self._outlet: Outlet | None = None
+        self._sound: EventRoute | None = None
+        """The last route that was looked at; those of a class are one."""
 
     def __repr__(self) -> str:
         where = f"for {self._source.address}" if self._source is not None else f"with exchange {self.exchange!r}"
@@ -109,7 +111,10 @@ class _Sender(ProducerBase):
         return RabbitMQEventRoute(source, scope)
 
     def check(self, message: Message) -> None:
-        check_message(message, self.exchange)
+        if message.route is not self._sound:
+            check_route(message, self.exchange)
+            self._sound = message.route
+        check_message(message)
 
     def _batch(self, messages: Sequence[Message], timeout: float | None, notify: Callable[[], object]) -> Batch:
         address = self._source.address if self._source is not None else "its connection"

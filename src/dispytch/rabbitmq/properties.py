@@ -17,6 +17,7 @@ from dispytch.rabbitmq.routes import RabbitMQEventConfig, RabbitMQEventRoute, Sc
 __all__ = [
     "LARGEST_HEADERS",
     "check_message",
+    "check_route",
     "delivery_of",
     "fitted",
     "plain_delivery",
@@ -56,15 +57,20 @@ def target_of(message: Message, exchange: str) -> tuple[str, str]:
     return exchange, route.address
 
 
-def check_message(message: Message, exchange: str) -> None:
-    """Raises EmitRejectedError for what the broker would refuse, or break off at."""
+def check_route(message: Message, exchange: str) -> None:
+    """Raises EmitRejectedError for a route that the broker would refuse."""
     name, key = target_of(message, exchange)
     if not key and name in ("", exchange):
         raise EmitRejectedError("the routing key is empty; give the event a topic")
-    for text, what in ((key, "routing key"), (name, "exchange's name"), (message.id, "event's id")):
-        _check_short(text, what)
+    _check_short(key, "routing key")
+    _check_short(name, "exchange's name")
+
+
+def check_message(message: Message) -> None:
+    """Raises EmitRejectedError for what the broker would refuse, or break off at, whatever the route is."""
+    _check_short(message.id, "event's id")
     if message.payload is None:
-        raise EmitRejectedError(f"the message for {key} is null, which RabbitMQ cannot send")
+        raise EmitRejectedError(f"the message for {message.route.address} is null, which RabbitMQ cannot send")
     config = message.config
     if isinstance(config, RabbitMQEventConfig):
         for field in _SHORT:
@@ -94,7 +100,7 @@ def check_message(message: Message, exchange: str) -> None:
             raise EmitRejectedError(f"the header {header!r} has {len(value)} bytes, and AMQP takes {LONGEST_NAME}")
     if size > LARGEST_HEADERS:
         raise EmitRejectedError(
-            f"the headers for {key} have {size} bytes, and {LARGEST_HEADERS} are the most that is sent; put what is "
+            f"the headers for {message.route.address} have {size} bytes, and {LARGEST_HEADERS} are the most that is sent; put what is "
             "large into the body"
         )
 

@@ -512,6 +512,8 @@ async def test_a_server_that_is_silent_at_an_idle_stop(
         ({"claim_idle": 0}, "claim_idle"),
         ({"claim_idle": float("nan")}, "claim_idle"),
         ({"start_from": "middle"}, "start_from"),
+        ({"prefetch": -1}, "prefetch"),
+        ({"prefetch": "all"}, "prefetch"),
         ({"driver": "uvloop"}, "driver"),
     ],
 )

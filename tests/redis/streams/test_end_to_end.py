@@ -136,6 +136,32 @@ async def test_the_key_travels_with_every_envelope(redis_url: str) -> None:
     assert keys == [("7", "7")]
 
 
+@pytest.mark.parametrize(("prefetch", "held"), [(None, 4), (0, 2), (50, 52)])
+async def test_no_more_is_held_than_is_handled_and_prefetched(
+    redis_url: str, client: Any, prefetch: int | None, held: int
+) -> None:
+    topic, go = unique(), anyio.Event()
+    handled: list[int] = []
+    fill(client, topic, 100)
+    dispatcher = EventDispatcher(consumer_of(redis_url, prefetch=prefetch), concurrency=2)
+    most = 0
+
+    @dispatcher.handler(topic=topic)
+    async def handle(event: Event[Any]) -> None:
+        nonlocal most
+        most = max(most, pending(client, topic))
+        await go.wait()
+        handled.append(1)
+
+    async with dispatcher.lifespan():
+        await until(lambda: pending(client, topic) == held)
+        await anyio.sleep(0.1)
+        assert pending(client, topic) == held
+        go.set()
+        await until(lambda: len(handled) == 100)
+    assert most <= held
+
+
 async def test_two_groups(redis_url: str, client: Any) -> None:
     topic = unique()
     handled: Counter[str] = Counter()

@@ -56,6 +56,8 @@ class RedisStreamConsumer(Consumer):
             A group that is made later does not see them.
         start_from: Where a new group begins: with what the stream holds, or with what comes next.
         declare: Whether groups that do not exist are made; if not, one that is missing is an error.
+        prefetch: How many entries may wait here beside those that are being handled; by default as many as the
+            dispatcher handles at once. They are pending with this consumer, and come to others if it is killed.
         max_payload_bytes: Larger payloads are dead-lettered without being decoded.
         driver: ``"thread"`` for the blocking client in threads, ``"asyncio"`` for redis.asyncio; with ``None`` what
             suits the event loop: redis.asyncio, or on trio the socket that the blocking client has connected.
@@ -78,6 +80,7 @@ class RedisStreamConsumer(Consumer):
         trim_acknowledged: bool = False,
         start_from: Literal["earliest", "latest"] = "earliest",
         declare: bool = True,
+        prefetch: int | None = None,
         max_payload_bytes: int = 1024 * 1024,
         driver: Literal["asyncio", "thread"] | None = None,
     ) -> None:
@@ -88,6 +91,8 @@ class RedisStreamConsumer(Consumer):
             raise ConfigurationError(f"claim_idle={claim_idle!r}: give a number of seconds above 0")
         if start_from not in ("earliest", "latest"):
             raise ConfigurationError(f"start_from={start_from!r}: choose 'earliest' or 'latest'")
+        if prefetch is not None and (not isinstance(prefetch, int) or prefetch < 0):
+            raise ConfigurationError(f"prefetch={prefetch!r}: give a number of entries from 0 on, or leave it out")
         if driver not in (None, "asyncio", "thread"):
             raise ConfigurationError(f"driver={driver!r}: choose 'asyncio' or 'thread', or leave it out")
         self._source = stream_source(redis, "RedisStreamConsumer")
@@ -99,6 +104,7 @@ class RedisStreamConsumer(Consumer):
         if self._source.world == "blocking" and driver == "asyncio":
             raise ConfigurationError("driver='asyncio' is for a URL; a redis.Redis works in threads")
         self.group_id: str = group_id
+        self.prefetch = prefetch
         self.max_payload_bytes: int = max_payload_bytes
         self._consumer = consumer
         self._claim_idle = float(claim_idle)
@@ -249,6 +255,7 @@ class RedisStreamConsumer(Consumer):
             "trim_acknowledged": self._trim,
             "start_from": "earliest" if self._origin == b"0" else "latest",
             "declare": self._declares,
+            "prefetch": "by the dispatcher's concurrency" if self.prefetch is None else self.prefetch,
             "driver": self._driver or "by the loop",
         }
 
