@@ -100,8 +100,8 @@ def check_message(message: Message) -> None:
             raise EmitRejectedError(f"the header {header!r} has {len(value)} bytes, and AMQP takes {LONGEST_NAME}")
     if size > LARGEST_HEADERS:
         raise EmitRejectedError(
-            f"the headers for {message.route.address} have {size} bytes, and {LARGEST_HEADERS} are the most that is sent; put what is "
-            "large into the body"
+            f"the headers for {message.route.address} have {size} bytes, and {LARGEST_HEADERS} are the most that is "
+            "sent; put what is large into the body"
         )
 
 
