@@ -158,9 +158,14 @@ class _Pool(LoopDriver, Generic[ConnectionT]):
     async def _take(self) -> ConnectionT:
         while self._idle:
             connection = self._idle.pop()
-            if await self._is_fresh(connection):
+            is_fresh = False
+            try:
+                is_fresh = await self._is_fresh(connection)
+            finally:
+                if not is_fresh:
+                    await self._close(connection)
+            if is_fresh:
                 return connection
-            await self._close(connection)
         return await self._connect()
 
     async def _give_back(self, connection: ConnectionT, closings: int) -> None:
