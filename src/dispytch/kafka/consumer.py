@@ -21,10 +21,11 @@ from dispytch.abc import (
 )
 from dispytch.errors import BrokerError, BrokerUnreachableError, ConfigurationError, DispytchError
 from dispytch.kafka.addresses import Topics, check_pattern
+from dispytch.kafka.membership import OWN_SETTINGS, USUAL_SETTINGS
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Beginnings, Plan
 from dispytch.kafka.producer import FEATURES, KafkaProducer
-from dispytch.kafka.reader import OWN_SETTINGS, USUAL_SETTINGS, Reader
+from dispytch.kafka.reader import Reader
 from dispytch.kafka.routes import KafkaEventRoute, topic_problem
 from dispytch.kafka.settings import Settings, import_confluent
 

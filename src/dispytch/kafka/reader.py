@@ -18,14 +18,14 @@ from dispytch.kafka.assignment import Assignment
 from dispytch.kafka.commits import Commits
 from dispytch.kafka.deliveries import delivery_of
 from dispytch.kafka.inbox import Inbox
+from dispytch.kafka.membership import Membership
 from dispytch.kafka.partitions import Partition
 from dispytch.kafka.plan import Plan
-from dispytch.kafka.settings import LibraryLog, import_confluent
-from dispytch.kafka.topics import missing_topics
-from dispytch.kafka.trouble import CONNECT_TIMEOUT, Trouble, reach
+from dispytch.kafka.settings import import_confluent
+from dispytch.kafka.trouble import Trouble
 from dispytch.kafka.watermarks import Watermarks
 
-__all__ = ["OWN_SETTINGS", "USUAL_SETTINGS", "Reader"]
+__all__ = ["Reader"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
@@ -42,21 +42,7 @@ _ASSIGNED_WITHIN = 60.0
 _LOOK_EVERY = 1.0
 _SAY_DOWN_AFTER = 3.0
 _SAY_AGAIN_AFTER = 30.0
-_SETTLES_WITHIN = 3.0
 _STOP_TIMEOUT = 8.0
-_DEAD_LETTER_BYTES = "10485760"
-
-OWN_SETTINGS: dict[str, str | bool] = {
-    "enable.auto.commit": False,
-    "enable.auto.offset.store": False,
-    "auto.offset.reset": "earliest",
-    "allow.auto.create.topics": False,
-}
-USUAL_SETTINGS = {
-    "fetch.queue.backoff.ms": 10,
-    "queued.max.messages.kbytes": 16 * 1024,
-    "queued.min.messages": 20_000,
-}
 
 
 class _Flush:
@@ -79,11 +65,11 @@ class Reader:
         self._plan = plan
         self._settings = plan.settings
         self._trouble = Trouble(plan.settings)
-        self._log = LibraryLog()
         self._consumer: Any = None
         self._lock = threading.Lock()
         self._commits = Commits(self._lock)
         self._assignment = Assignment(plan, self._commits, self._lock, self._say)
+        self._membership = Membership(plan, self._trouble, self._assignment, lambda: self._stopping, self._complain)
         # What waits is uncommitted too: it alone must not bring a partition to its limit.
         self._inbox = Inbox(min(_MOST_QUEUED, max(plan.max_uncommitted // 2, 1)), self._lock)
         self._flushes: deque[_Flush] = deque()
@@ -95,7 +81,6 @@ class Reader:
         self._thread: threading.Thread | None = None
         self._waker: Waker
         self._loop: Loop
-        self._is_subscribed = False
         self._full_since: float | None = None
         self._looked_at = 0.0
         self._is_down_said = False
@@ -254,61 +239,13 @@ class Reader:
                     self._flushes.popleft().finish()
 
     def _open(self) -> None:
-        plan, topics = self._plan, self._plan.topics
-        own: dict[str, Any] = {**OWN_SETTINGS, "group.id": plan.group_id}
-        own.update((name, value) for name, value in USUAL_SETTINGS.items() if self._settings.get(name) is None)
-        own["error_cb"] = self._trouble.note
-        own["on_commit"] = self._committed
-        if not self._assignment.is_decided_by_brokers:
-            own["partition.assignment.strategy"] = self._assignment.strategy
-        if topics.blacklist is not None and self._settings.get("topic.blacklist") is None:
-            own["topic.blacklist"] = topics.blacklist
-        if topics.patterns and self._settings.get("topic.metadata.refresh.interval.ms") is None:
-            own["topic.metadata.refresh.interval.ms"] = 3000
-        own["debug"] = ",".join(filter(None, (self._settings.get("debug"), "cgrp")))  # see `_settle_down`
-        self._consumer = self._settings.make("Consumer", own, log=self._log)
-        existing = reach(
-            self._consumer, self._trouble, CONNECT_TIMEOUT, None, self._serve_unsubscribed, lambda: self._stopping
-        )
-        if (beginnings := plan.beginnings) is not None and beginnings.existing is None:
-            topics_there = existing.topics.items()
-            beginnings.existing = {(name, number) for name, topic in topics_there for number in topic.partitions}
-        self._declare(topics.literal, None)
-        self._declare(topics.dead, {"max.message.bytes": _DEAD_LETTER_BYTES})
-        names = [*topics.literal, *topics.patterns]
-        if names:
-            self._is_subscribed = True
-            self._assignment.subscribe(self._consumer, names)
-        if plan.beginnings is not None and names:
+        membership = self._membership
+        self._consumer = membership.client(self._committed)
+        membership.join(self._consumer)
+        if self._plan.beginnings is not None and membership.is_subscribed:
             self._await_assignment()
         self._is_open = True
         self._waker.wake()
-
-    def _declare(self, topics: Sequence[str], options: dict[str, str] | None) -> None:
-        if not topics:
-            return
-        missing = missing_topics(
-            self._consumer,
-            self._settings,
-            self._trouble,
-            topics,
-            CONNECT_TIMEOUT,
-            creates="us" if self._plan.declare else None,
-            options=options,
-            serve=self._serve_unsubscribed,
-            is_stopped=lambda: self._stopping,
-        )
-        hint = "" if self._plan.declare else ", or leave out declare=False"
-        for name, why in missing.items():
-            raise ConfigurationError(
-                f"the topic {name} of Kafka at {self._settings.address} cannot be used: {why}{hint}"
-            )
-
-    def _serve_unsubscribed(self) -> None:
-        message = self._consumer.poll(0)
-        # The client may learn now, and say but once, that the group is not for us.
-        if message is not None and message.error() is not None:
-            self._complain(message.error())
 
     def _await_assignment(self) -> None:
         end = time.monotonic() + _ASSIGNED_WITHIN
@@ -324,22 +261,9 @@ class Reader:
         consumer, self._consumer = self._consumer, None
         try:
             if consumer is not None:
-                self._settle_down(consumer)
-                if self._is_subscribed and not self._assignment.partitions:
-                    # A cooperative member without partitions would leave without a word when it closes.
-                    consumer.unsubscribe()
-                consumer.close()  # has its partitions revoked, which commits
+                self._membership.leave(consumer)
         finally:
             self._assignment.without(list(self._assignment.partitions))
-
-    def _settle_down(self, consumer: Any) -> None:
-        # Who leaves in the midst of a rebalance is not heard, since the broker answers the request to join first; the
-        # others would wait for the member until its session times out.
-        end = time.monotonic() + _SETTLES_WITHIN
-        while self._is_subscribed and self._log.join_state != "steady" and time.monotonic() < end:
-            if self._trouble.since is not None or self._trouble.fatal is not None:
-                break
-            consumer.poll(0.02)
 
     # --- in the thread: receiving
 
