@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
-from dispytch.redis.blocking import BlockingDriver, interrupt
+from dispytch.redis.blocking import PING, BlockingDriver, interrupt
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
 
 __all__ = ["AsyncioDriver", "LoopDriver", "ThreadDriver", "close_asyncio", "connect_asyncio"]
@@ -30,7 +30,8 @@ class LoopDriver(ABC):
     """Sends batches, for one event loop."""
 
     @abstractmethod
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Connects, unless there is a connection, and waits until the server has answered on it."""
 
     @abstractmethod
     async def send(self, batch: Batch, timeout: float | None) -> None: ...
@@ -85,7 +86,13 @@ class AsyncioDriver(LoopDriver):
 
     async def start(self) -> None:
         closings = self._closings
-        await self._give_back(await self._take(), closings)
+        connection = await self._take()
+        try:
+            await _greet(connection, self._source)
+        except BaseException:
+            await close_asyncio(connection)
+            raise
+        await self._give_back(connection, closings)
 
     async def send(self, batch: Batch, timeout: float | None) -> None:
         redis = import_redis()
@@ -165,6 +172,20 @@ def _has_news(connection: Any) -> bool:
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+async def _greet(connection: Any, source: Source) -> None:
+    """Has the server say something; see `dispytch.redis.blocking`."""
+    redis = import_redis()
+    try:
+        with anyio.fail_after(source.connect_timeout):
+            await connection.send_packed_command([PING], check_health=False)
+            with suppress(redis.ResponseError):  # what it refuses, it refuses of the events, too
+                await connection.read_response()
+        return
+    except (redis.RedisError, OSError) as error:
+        problem = connect_error(error, source.address)
+    raise problem
 
 
 async def _publish(connection: Any, batch: Batch) -> None:
