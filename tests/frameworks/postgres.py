@@ -22,7 +22,7 @@ def running(program: str) -> Iterator[Path]:
     Args:
         program: The path of ``postgres``, beside which the others are.
     """
-    programs = Path(program).parent
+    programs = Path(program).resolve().parent  # of a link, what it leads to
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: the path of a socket has at most 107 bytes
     user = None
     if os.geteuid() == 0:  # as which PostgreSQL refuses to run
