@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests import brokers
 from tests.brokers import _process
-from tests.conftest import in_ci
+from tests.brokers._install import find_or_install_tool
+from tests.conftest import in_ci, tool_of
 
 PROJECT = Path(__file__).parents[1]
 
@@ -433,6 +435,33 @@ class TestInstall:
         error = command.error("up", "redis", "--install")
         assert "ended with 100" in error
         assert "E: Unable to locate package" in error
+
+    def test_a_tool_that_is_in_no_folder_of_the_path(
+        self, bare_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log, places = tmp_path / "apt.log", tmp_path / "lib"
+        tool = brokers.Tool("sqlserver", "sql", elsewhere=f"{places}/*/bin/sqlserver", before=f"echo before >>{log}")
+        make = f"/bin/mkdir -p {places}/9/bin {places}/15/bin; echo >{places}/9/bin/sqlserver"
+        program(bare_path / "apt-get", f'echo "$@" >>{log}\n{make}; echo >{places}/15/bin/sqlserver')
+        (places / "17" / "bin").mkdir(parents=True)  # of a client
+        monkeypatch.setenv("PATH", str(bare_path))
+        with pytest.raises(brokers.MissingServerError, match="pytest --install-brokers"):
+            find_or_install_tool(tool, install=False)
+        for _ in range(2):
+            assert find_or_install_tool(tool, install=True) == str(places / "15" / "bin" / "sqlserver")
+        assert log.read_text().splitlines() == ["before", "update", "install --yes --no-install-recommends sql"]
+
+    @pytest.mark.parametrize(
+        ("ci", "option", "fails"), [("", None, False), ("true", None, True), ("", "--require", True)]
+    )
+    def test_postgresql_is_missed_as_the_brokers_are(
+        self, monkeypatch: pytest.MonkeyPatch, ci: str, option: str | None, fails: bool
+    ) -> None:
+        monkeypatch.setitem(brokers.TOOLS, "postgres", brokers.Tool("no-such-server", "postgresql"))
+        monkeypatch.setenv("CI", ci)
+        config = cast(pytest.Config, SimpleNamespace(getoption=f"{option}-brokers".__eq__))
+        with pytest.raises(pytest.fail.Exception if fails else pytest.skip.Exception, match="pytest --install-brokers"):
+            tool_of(config, "postgres")
 
 
 class TestDocker:

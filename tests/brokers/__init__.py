@@ -19,6 +19,7 @@ from ._manager import Manager, Running, server_named, started
 from ._ports import free_port
 from ._rabbitmq import RabbitMQ, server_properties
 from ._servers import Redis
+from ._tools import TOOLS, Tool
 
 __all__ = [
     "KAFKA_USERS",
@@ -31,6 +32,7 @@ __all__ = [
     "RabbitMQ",
     "Redis",
     "Running",
+    "Tool",
     "free_port",
     "kafka_version",
     "program",
@@ -51,20 +53,9 @@ def program(name: str, *, install: bool = False) -> str:
     return find_or_install(server_named(name), install=install)
 
 
-TOOLS = {
-    "kcat": "kcat",
-    "redis-cli": "redis-tools",
-    "openssl": "openssl",
-    "ps": "procps",
-    "chromium": "chromium",
-    "npm": "npm",
-}
-"""Other programs that tests use, and the Debian packages that have them."""
-
-
 def tool(program: str, *, install: bool = False) -> str:
     """The path of one of the `TOOLS`."""
-    return find_or_install_tool(program, TOOLS[program], install=install)
+    return find_or_install_tool(TOOLS[program], install=install)
 
 
 def kafka_version(url: str) -> str | None:

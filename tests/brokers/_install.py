@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ._errors import BrokersError, MissingServerError
 from ._servers import Server
+from ._tools import Tool
 
 
 def find_or_install(server: Server, *, install: bool) -> str:
@@ -36,28 +37,31 @@ def _install(server: Server) -> None:
     server.fetch()
 
 
-def find_or_install_tool(program: str, package: str, *, install: bool) -> str:
-    """The path of a program that is no server, such as another client."""
-    if (found := shutil.which(program)) is not None:
+def find_or_install_tool(tool: Tool, *, install: bool) -> str:
+    """The path of a program that is no broker, such as another client."""
+    if (found := tool.find()) is not None:
         return found
-    otherwise = f"or put {program} on PATH in another way"
+    otherwise = f"or put {tool.program} on PATH in another way"
     if not install:
         raise MissingServerError(
-            f"{program} is not on PATH. Install it with `pytest --install-brokers` (Debian and Ubuntu, as root or with "
-            f"sudo), {otherwise}."
+            f"{tool.program} is not on PATH. Install it with `pytest --install-brokers` (Debian and Ubuntu, as root or "
+            f"with sudo), {otherwise}."
         )
-    _apt_get_install(program, [package], otherwise)
-    return shutil.which(program) or program
+    _apt_get_install(tool.program, [tool.package], otherwise, tool.before)
+    return tool.find() or tool.program
 
 
-def _apt_get_install(program: str, packages: Sequence[str], otherwise: str) -> None:
+def _apt_get_install(program: str, packages: Sequence[str], otherwise: str, before: str = "") -> None:
     apt_get = shutil.which("apt-get")
     if apt_get is None:
         raise BrokersError(
             f"Cannot install {program}: there is no apt-get here. Install it with this system's own package "
             f"manager, {otherwise}."
         )
-    command = [*_as_root(program, packages, otherwise), apt_get]
+    as_root = _as_root(program, packages, otherwise)
+    if before:
+        _run([*as_root, "/bin/sh", "-c", before], program, otherwise)
+    command = [*as_root, apt_get]
     _run([*command, "update"], program, otherwise)
     _run([*command, "install", "--yes", "--no-install-recommends", *packages], program, otherwise)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from dispytch import EventEmitter
 from dispytch.cli.app import command as dispytch
-from tests.cli.support import LOOPS
+from tests.cli.support import LOOPS, running
+from tests.support import blocking_until
 from tests.test_examples import BROKERS, url_of
 
 ROWS = ["emit, one after the other", "the same, until handled", "emit_many of 1,000", "handle what waits"]
@@ -61,6 +66,38 @@ def test_it_ends_when_it_takes_too_long() -> None:
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
     assert "give fewer, or more --timeout" in done.stderr
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_it_names_what_it_leaves_when_it_takes_too_long(
+    broker: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(self: EventEmitter, *args: Any, **options: Any) -> Any:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(EventEmitter, "emit_many", never)
+    done = bench(url_of(broker, request), "--events", "20", "--timeout", "2")
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert " 2 s" in line  # on a busy machine another measurement may take as long
+    what = {"rabbitmq": "queue {} stays", "redis": None}.get(broker, "topic {} and the group of that name stay")
+    if what is None:
+        assert "stay" not in line
+    else:
+        assert re.search(f"; the {what.format('dispytch-bench-[0-9a-f]{8}')} at the broker, to be deleted there$", line)
+
+
+def test_it_names_what_it_leaves_at_ctrl_c(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with running(tmp_path, "bench", url_of("redis+stream", request), "--events", "200000") as one:
+        client: Any = redis.Redis.from_url(url_of("redis", request))
+        with client:
+            before = set(client.keys("dispytch-bench-*"))
+            blocking_until(lambda: set(client.keys("dispytch-bench-*")) - before)
+            one.signal(signal.SIGINT)
+            assert one.code() == 130
+            (name,) = set(client.keys("dispytch-bench-*")) - before
+        assert f"The topic {name.decode()} and the group of that name stay at the broker" in one.said
+        assert "Traceback" not in one.said
 
 
 def test_a_broker_that_is_not_there() -> None:

@@ -16,6 +16,8 @@ from dispytch.cli.app import command as dispytch
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests.cli.support import command, environment
 from tests.kafka.helpers import Cluster
+from tests.rabbitmq.helpers import exists
+from tests.redis.helpers import client_of
 from tests.support import CANARY, blocking_until, closed_port, unique
 from tests.test_examples import url_of
 
@@ -201,16 +203,33 @@ def test_what_cannot_be_replayed_is_told_and_stays(kafka_url: str) -> None:
     assert "is no dead letter of Dispytch" in done.stdout
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
-def test_a_topic_that_was_mistyped_is_not_created(broker: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("words", [["list"], ["replay"], ["drop", "--yes"]], ids=" ".join)
+@pytest.mark.parametrize("broker", _KEEPING)
+def test_a_topic_that_was_mistyped_is_not_created(
+    broker: str, words: list[str], request: pytest.FixtureRequest
+) -> None:
     url, topic = url_of(broker, request), unique("mistyped")
+    verb, *more = words
     for _ in range(2):
-        done = CliRunner().invoke(dispytch, ["dead", "list", url, topic, "--idle", "0.3"])
-        assert done.exit_code == 1
+        done = CliRunner().invoke(dispytch, ["dead", verb, url, topic, *more, "--idle", "0.3"])
+        assert done.exit_code == 2, done.output
+        assert not done.stdout
         (line,) = done.stderr.splitlines()
         assert topic in line
+        assert re.search("there is no (queue|stream) |it does not exist", line)
         assert "check its name" in line
         assert "declare" not in line  # there is no such option
+    assert not is_there(url, topic)
+
+
+def is_there(url: str, topic: str) -> bool:
+    """Whether a broker has a topic, stream or queue."""
+    if url.startswith("amqp"):
+        return exists(url, queue=topic)
+    if url.startswith("kafka"):
+        return Cluster(url).exists(topic)
+    with client_of(url.replace("redis+stream://", "redis://", 1)) as client:
+        return bool(client.exists(topic))
 
 
 def test_what_has_no_letters() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,44 @@ def test_3_nobody_listens(program: Program, words: tuple[str, ...], scheme: str)
     assert line.startswith("Error: cannot connect to ")
     assert "127.0.0.1:" in line
     assert CANARY not in done.output
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Of a server that takes every connection, and says nothing."""
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def take() -> None:
+            with suppress(OSError):  # closed at the end of the test
+                while True:
+                    taken.append(server.accept()[0])
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        taker.join()
+    for connection in taken:
+        connection.close()
+
+
+@pytest.mark.parametrize("lines", [None, '{"number": 1}\n'], ids=["event", "lines"])
+@pytest.mark.parametrize("scheme", ["redis", "redis+stream", "amqp", "kafka"])
+def test_3_a_broker_that_says_nothing(program: Program, silent_port: int, scheme: str, lines: str | None) -> None:
+    url = f"{scheme}://{'' if scheme.startswith('redis') else f'ada:{CANARY}@'}127.0.0.1:{silent_port}"
+    words = ["emit", f"{program.name}:Ordered", *(["-"] if lines else [])]
+    began = time.monotonic()
+    options = ["--to", url, "--timeout", "0.7", "--app-dir", str(program.folder)]
+    done = CliRunner().invoke(dispytch, [*words, *options], input=lines)
+    assert 0.6 < time.monotonic() - began < 5
+    assert done.exit_code == 3, done.output
+    assert not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"Error: cannot connect to 127.0.0.1:{silent_port}: no answer came within 0.7 s; check the address, that the "
+        "server is running, and TLS, or give it more --timeout"
+    )
 
 
 def test_3_for_lines_of_standard_input(program: Program) -> None:

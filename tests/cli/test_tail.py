@@ -146,7 +146,7 @@ def test_what_cannot_be_done_is_said(
 def test_a_topic_that_is_missing(tmp_path: Path, kafka_url: str) -> None:
     topic = unique("missing")
     done = run(tmp_path, "tail", kafka_url, topic)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert topic in done.stderr
     assert f"--create --topic {topic}`; or check its name" in done.stderr
     assert "declare" not in done.stderr

@@ -12,22 +12,17 @@ from pathlib import Path
 
 from tests.support import blocking_until
 
-__all__ = ["folder_of_programs", "running"]
-
-
-def folder_of_programs() -> Path | None:
-    """Where PostgreSQL's programs are; ``None`` if it is not installed. Debian has them in no folder of the PATH."""
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+__all__ = ["running"]
 
 
 @contextmanager
-def running() -> Iterator[Path]:
-    """Runs a server; its value is the folder of its socket."""
-    programs = folder_of_programs()
-    assert programs is not None
+def running(program: str) -> Iterator[Path]:
+    """Runs a server; its value is the folder of its socket.
+
+    Args:
+        program: The path of ``postgres``, beside which the others are.
+    """
+    programs = Path(program).resolve().parent  # of a link, what it leads to
     folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: the path of a socket has at most 107 bytes
     user = None
     if os.geteuid() == 0:  # as which PostgreSQL refuses to run
@@ -53,7 +48,7 @@ def running() -> Iterator[Path]:
         options = ["-h", "", "-k", str(folder), "-c", "fsync=off"]
         with (folder / "log").open("w") as log:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", folder / "data", *options], user=user, cwd=folder, stdout=log, stderr=log
+                [program, "-D", folder / "data", *options], user=user, cwd=folder, stdout=log, stderr=log
             )
         try:
             blocking_until(lambda: "ready to accept connections" in (folder / "log").read_text())

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from tests.cli.support import Running, read_all
+from tests.conftest import tool_of
 from tests.frameworks import postgres
 from tests.frameworks.test_django import Shop, migrated
 from tests.support import blocking_until, closed_port, unique
@@ -24,10 +25,8 @@ emit_on_commit(*[OrderPlaced(order_id=n, item={item!r}) for n in range({count})]
 
 
 @pytest.fixture(scope="session")
-def postgres_folder() -> Iterator[Path]:
-    if postgres.folder_of_programs() is None:
-        pytest.skip("PostgreSQL is not installed")
-    with postgres.running() as folder:
+def postgres_folder(pytestconfig: pytest.Config) -> Iterator[Path]:
+    with postgres.running(tool_of(pytestconfig, "postgres")) as folder:
         yield folder
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import redis
 import redis.asyncio
@@ -234,11 +236,32 @@ async def test_replies_that_quote_are_cut() -> None:
         await producer.stop()
 
 
+async def test_a_start_with_a_server_that_never_answers() -> None:
+    with fake_server(swallow_all) as server:
+        producer = RedisProducer(f"{server.url}?socket_connect_timeout=0.3")
+        for start in (producer.start, partial(anyio.to_thread.run_sync, producer.blocking().start)):
+            begin = time.monotonic()
+            with pytest.raises(BrokerUnreachableError, match=r"did not answer in time; check the address"):
+                await start()
+            assert time.monotonic() - begin < 1.5
+        await producer.stop()
+
+
+@pytest.mark.parametrize("reply", [b"+PONG\r\n", b"-NOPERM this user may not ping\r\n"])
+async def test_a_start_is_content_with_any_answer(reply: bytes) -> None:
+    with fake_server(lambda command: reply) as server:
+        producer = RedisProducer(server.url)
+        await producer.start()
+        await producer.stop()
+
+
 async def test_what_answers_is_not_redis() -> None:
     with fake_server(lambda command: b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
         producer = RedisProducer(server.url)
         (outcome,) = await producer.send([message("x")], 5)
         assert isinstance(outcome, EmitTimeoutError)
+        with pytest.raises(BrokerUnreachableError, match="check the address"):
+            await producer.start()
         await producer.stop()
 
 

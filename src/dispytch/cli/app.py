@@ -26,8 +26,8 @@ _COMMANDS = {
     "bench": "Measure what a broker and this machine can do, in a minute.",
 }
 _EPILOG = (
-    "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong or the program cannot be imported, 3 the broker "
-    "cannot be reached, 4 a check failed, 130 or 143 ended by a signal."
+    "Exit codes: 0 fine, 1 it failed, 2 the command line is wrong, or what it names cannot be imported or is not "
+    "there, 3 the broker cannot be reached, 4 a check failed, 130 or 143 ended by a signal."
 )
 
 

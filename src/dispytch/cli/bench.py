@@ -7,8 +7,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
@@ -20,7 +20,7 @@ from dispytch import Event, EventBase, EventDispatcher, EventEmitter, consumer_f
 from dispytch._runtime.dispatcher import loop_options
 from dispytch.cli.app import Command
 from dispytch.cli.brokers import any_url, declaring
-from dispytch.cli.errors import CommandError
+from dispytch.cli.errors import CommandError, exit_code, one_line
 from dispytch.cli.options import loop_option
 
 __all__ = ["command"]
@@ -82,7 +82,7 @@ def command(url: str, loop: str, events: int, timeout: float, is_json: bool) -> 
     """
     backend = "trio" if loop == "trio" else "asyncio"
     bench = _Bench(url, events, timeout)
-    with declaring():
+    with declaring(), _naming_what_stays(bench):
         rows = anyio.run(bench.run, backend=backend, backend_options=loop_options(backend, loop == "uvloop"))
     if is_json:
         for row in rows:
@@ -119,11 +119,15 @@ class _Bench:
             consumer = consumer_from_url(url, self.topic)
         self.transport = type(consumer).__name__.removesuffix("Consumer")
         self._is_persistent = consumer.features.persistent
+        self._has_begun = False
 
     @property
-    def stays(self) -> bool:
-        """Whether something is left at the broker."""
-        return self._is_persistent and not self._url.startswith("memory://")
+    def stays(self) -> str | None:
+        """What is left at the broker, in words."""
+        if not self._has_begun or not self._is_persistent or self._url.startswith("memory://"):
+            return None
+        what = "queue {} stays" if self.transport == "RabbitMQ" else "topic {} and the group of that name stay"
+        return f"the {what.format(self.topic)} at the broker, to be deleted there"
 
     @property
     def repeated(self) -> int:
@@ -139,6 +143,7 @@ class _Bench:
         events = [kind(number=number) for number in range(self._single + self._total)]
         singles, backlog = events[: self._single], events[self._single :]
         async with EventEmitter(producer_from_url(self._url), timeout=self._timeout) as emitter:
+            self._has_begun = True  # consuming makes what it needs at the broker
             async with self._consuming():
                 rows = await self._one_by_one(emitter, singles)
                 if not self._is_persistent:
@@ -210,9 +215,24 @@ class _Bench:
 
 
 def _say_what_stays(bench: _Bench, err: bool = True) -> None:
-    if bench.stays:
-        what = "queue {} stays" if bench.transport == "RabbitMQ" else "topic {} and the group of that name stay"
-        click.echo(f"The {what.format(bench.topic)} at the broker, to be deleted there.", err=err)
+    if (stays := bench.stays) is not None:
+        click.echo(f"{stays[0].upper()}{stays[1:]}.", err=err)
+
+
+@contextmanager
+def _naming_what_stays(bench: _Bench) -> Iterator[None]:
+    """However it ends: nobody else knows the name of what is left."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_what_stays(bench)
+        raise
+    except Exception as error:
+        if bench.stays is None:
+            raise
+        failure = CommandError(f"{one_line(error)}; {bench.stays}")
+        failure.exit_code = exit_code(error)
+        raise failure from error
 
 
 def _row(name: str, times: Sequence[float]) -> Row:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from dispytch.cli.errors import CommandError, UsageProblem, exit_code
+from dispytch.cli.errors import USAGE, CommandError, UsageProblem, exit_code
 from dispytch.errors import ConfigurationError, DispytchError, MissingExtraError
 
 __all__ = ["advising", "any_url", "broker_url", "declaring"]
@@ -18,6 +19,9 @@ _ADVICE = {
     "declare it, or allow declare=True": "check its name, or start the dispatcher that makes it",
 }
 """Advice of transports for programs, and what can be done on a command line, whose consumers declare nothing."""
+
+_ABSENT = re.compile(r"^(there is no (queue|stream) |the topic \S+ of Kafka at \S+ cannot be used: it does not exist)")
+"""How transports say that there is nothing of a name."""
 
 
 def broker_url(value: str) -> str:
@@ -61,15 +65,16 @@ def declaring() -> Iterator[None]:
 
 @contextmanager
 def advising() -> Iterator[None]:
-    """Errors about what is not there say what can be done on a command line."""
+    """Errors about what is not there say what can be done on a command line, which has named it."""
     try:
         yield
     except DispytchError as error:
         text = str(error)
         for ours, theirs in _ADVICE.items():
             text = text.replace(ours, theirs)
-        if text == str(error):
+        is_absent = _ABSENT.search(text) is not None
+        if text == str(error) and not is_absent:
             raise
         failure = CommandError(text)
-        failure.exit_code = exit_code(error)
+        failure.exit_code = USAGE if is_absent else exit_code(error)
         raise failure from error

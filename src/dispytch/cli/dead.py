@@ -277,7 +277,7 @@ def _run(
 
 
 def _consumer(url: str, group: str) -> Consumer:
-    """A reader that does not create a topic whose name was mistyped, where that can be helped."""
+    """A reader that does not create a topic whose name was mistyped, on the transports that are known here."""
     scheme = url.partition("://")[0]
     if scheme in ("kafka", "kafka+ssl"):
         from dispytch.kafka import KafkaConsumer
@@ -287,6 +287,10 @@ def _consumer(url: str, group: str) -> Consumer:
         from dispytch.rabbitmq import RabbitMQConsumer
 
         return RabbitMQConsumer(url, queue=group, declare=False)
+    if scheme in ("redis+stream", "rediss+stream"):
+        from dispytch.redis.streams.existing import ExistingStreamConsumer
+
+        return ExistingStreamConsumer(url, group_id=group)
     return consumer_from_url(url, group)
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from io import BufferedReader
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import click
 from pydantic import ValidationError
@@ -18,7 +22,7 @@ from dispytch.cli.brokers import broker_url, declaring
 from dispytch.cli.errors import CommandError, UsageProblem, exit_code
 from dispytch.cli.loading import load_event
 from dispytch.cli.options import app_dir_option
-from dispytch.errors import DispytchError, EmitManyError
+from dispytch.errors import BrokerUnreachableError, DispytchError, EmitManyError
 from dispytch.sync import EventEmitter
 
 __all__ = ["command"]
@@ -39,7 +43,11 @@ _MOST_AT_ONCE = 1000
     help="The broker; env:NAME takes it from the environment.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Seconds."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds that the broker may take to answer at first, and then to confirm.",
 )
 @click.option("--source", default="dispytch", show_default=True, help="What emits, as CloudEvents has it.")
 @click.option("--json", "is_json", is_flag=True, help="Show receipts as JSON, one a line.")
@@ -59,11 +67,42 @@ def command(
     # Blocking, since standard input is: a thread that waits for it could not be left at Ctrl-C.
     with declaring():
         producer = producer_from_url(url)
-    with EventEmitter(producer, source=source, timeout=timeout) as emitter:
+    with closing(EventEmitter(producer, source=source, timeout=timeout)) as emitter:
+        _connect(emitter, url, timeout)
         if event is None:
             _emit_lines(kind, emitter, is_json)
         else:
             _show(emitter.emit(event), is_json)
+
+
+def _connect(emitter: EventEmitter, url: str, timeout: float) -> None:
+    """Waits until the broker has answered; clients would do so for as long as they like.
+
+    Raises:
+        BrokerUnreachableError: it has not.
+    """
+    outcome: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def start() -> None:
+        try:
+            emitter.start()
+        except Exception as error:
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    # Nobody waits for the thread any more once the time is over: the process ends.
+    Thread(target=start, name="dispytch connecting", daemon=True).start()
+    try:
+        problem = outcome.get(timeout=timeout)
+    except Empty:
+        server = urlsplit(url).netloc.rpartition("@")[2]
+        raise BrokerUnreachableError(
+            f"cannot connect to {server}: no answer came within {timeout:g} s; check the address, that the server is "
+            "running, and TLS, or give it more --timeout"
+        ) from None
+    if problem is not None:
+        raise problem
 
 
 # --- fields

@@ -40,7 +40,7 @@ class CommandError(Exception):
 
 
 class UsageProblem(CommandError):
-    """The command line is wrong, or what it names cannot be imported."""
+    """The command line is wrong, or what it names cannot be imported or is not there."""
 
     exit_code = USAGE
 

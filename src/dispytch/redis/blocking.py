@@ -13,7 +13,10 @@ from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
 
-__all__ = ["BlockingDriver", "connect_blocking", "interrupt"]
+__all__ = ["PING", "BlockingDriver", "connect_blocking", "interrupt"]
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+"""What is asked on a connection to see whether the server answers at all."""
 
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stop waits for confirmations that are under way."""
@@ -71,13 +74,18 @@ class BlockingDriver:
         self._state = _State(self._source.max_connections)
 
     def start(self) -> None:
-        """Connects, unless there is a connection.
+        """Connects, unless there is a connection, and waits until the server has answered on it.
 
         Raises:
-            BrokerError: none could be made.
+            BrokerError: none could be made, or the server is silent.
         """
         state = self._here()
         connection, closings = self._take(state, None)
+        try:
+            _greet(connection, self._source)
+        except BaseException:
+            connection.disconnect()
+            raise
         self._give_back(state, connection, closings)
 
     def send(self, batch: Batch, timeout: float | None) -> None:
@@ -181,6 +189,24 @@ def _is_fresh(connection: Any) -> bool:
         return not connection.can_read(timeout=0)
     except (redis.RedisError, OSError):
         return False
+
+
+def _greet(connection: Any, source: Source) -> None:
+    """Has the server say something: one that is stuck takes connections, and events with them.
+
+    Raises:
+        BrokerUnreachableError: it says nothing.
+    """
+    redis = import_redis()
+    connection._sock.settimeout(source.connect_timeout)
+    try:
+        connection.send_packed_command([PING], check_health=False)
+        with suppress(redis.ResponseError):  # what it refuses, it refuses of the events, too
+            connection.read_response()
+        return
+    except (redis.RedisError, OSError) as error:
+        problem = connect_error(error, source.address)
+    raise problem
 
 
 def _publish(connection: Any, batch: Batch, deadline: float | None) -> None:

@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
-from dispytch.redis.blocking import BlockingDriver, interrupt
+from dispytch.redis.blocking import PING, BlockingDriver, interrupt
 from dispytch.redis.replies import Replies
 from dispytch.redis.sockets import LoopSocket, connect_socket, has_news
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
@@ -34,7 +34,8 @@ class LoopDriver(ABC):
     """Sends batches, for one event loop."""
 
     @abstractmethod
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Connects, unless there is a connection, and waits until the server has answered on it."""
 
     @abstractmethod
     async def send(self, batch: Batch, timeout: float | None) -> None: ...
@@ -96,6 +97,10 @@ class _Pool(LoopDriver, Generic[ConnectionT]):
         """Whether the server has kept an idle connection open: there must be nothing to read, not even its end."""
 
     @abstractmethod
+    async def _greet(self, connection: ConnectionT) -> None:
+        """Has the server say something; see `dispytch.redis.blocking`. Raises errors that it answers with."""
+
+    @abstractmethod
     async def _publish(self, connection: ConnectionT, batch: Batch) -> None:
         """Sends a batch and tells it the replies."""
 
@@ -108,8 +113,24 @@ class _Pool(LoopDriver, Generic[ConnectionT]):
         """Lets go of a connection that nobody uses."""
 
     async def start(self) -> None:
+        redis = import_redis()
         closings = self._closings
-        await self._give_back(await self._take(), closings)
+        connection = await self._take()
+        problem: BrokerError | None = None
+        has_answered = False
+        try:
+            with anyio.fail_after(self._source.connect_timeout):
+                with suppress(redis.ResponseError):  # what it refuses, it refuses of the events, too
+                    await self._greet(connection)
+            has_answered = True
+        except (redis.RedisError, OSError) as error:
+            problem = connect_error(error, self._source.address)
+        finally:
+            if not has_answered:
+                await self._close(connection)
+        if problem is not None:
+            raise problem
+        await self._give_back(connection, closings)
 
     async def send(self, batch: Batch, timeout: float | None) -> None:
         redis = import_redis()
@@ -192,6 +213,10 @@ class AsyncioDriver(_Pool[Any]):
         except (redis.RedisError, OSError):
             return False
 
+    async def _greet(self, connection: Any) -> None:
+        await connection.send_packed_command([PING], check_health=False)
+        await connection.read_response()
+
     async def _publish(self, connection: Any, batch: Batch) -> None:
         response_error = import_redis().exceptions.ResponseError
         read = connection.read_response
@@ -222,10 +247,19 @@ class SocketDriver(_Pool[LoopSocket]):
         await anyio.lowlevel.checkpoint()
         return not has_news(connection.connection._sock)
 
+    async def _greet(self, connection: LoopSocket) -> None:
+        replies = self._replies_of(connection)
+        replies.expect(1)
+        connection.send(PING)
+        while not replies.are_all_there:
+            replies.feed(await connection.receive(_READ_SIZE))
+        (reply,) = replies.taken()
+        if isinstance(reply, Exception):
+            raise reply
+
     async def _publish(self, connection: LoopSocket, batch: Batch) -> None:
         known = import_redis().exceptions
-        parse_error = connection.connection._parser.parse_error  # errors are those of the client
-        replies = Replies(protocolError=known.InvalidResponse, replyError=parse_error)
+        replies = self._replies_of(connection)
         for count, data in batch.chunks():
             replies.expect(count)
             connection.send(data)
@@ -238,6 +272,11 @@ class SocketDriver(_Pool[LoopSocket]):
                         raise reply  # the client takes it for the end of the connection
                     else:
                         batch.confirm(reply)
+
+    def _replies_of(self, connection: LoopSocket) -> Replies:
+        """Replies whose errors are those of the client."""
+        parse_error = connection.connection._parser.parse_error
+        return Replies(protocolError=import_redis().exceptions.InvalidResponse, replyError=parse_error)
 
     async def _break(self, connection: LoopSocket) -> None:
         connection.interrupt()

@@ -14,6 +14,7 @@ import pytest
 from dispytch import Event, EventBase, EventDispatcher
 from dispytch.abc import Outcome
 from dispytch.errors import BrokerError, BrokerUnreachableError
+from dispytch.redis.streams.existing import ExistingStreamConsumer
 from dispytch.redis.streams.groups import HANDED_BACK
 from tests.redis.helpers import client_of, fake_server, unique, until
 from tests.redis.streams.helpers import (
@@ -409,6 +410,24 @@ async def test_a_group_that_must_be_there(redis_url: str, client: Any) -> None:
         await take(consumer, 1)
     assert not isinstance(raised.value, BrokerUnreachableError)
     await consumer.stop()
+
+
+async def test_a_stream_that_must_be_there(redis_url: str, client: Any) -> None:
+    stream = unique()
+    consumer = ExistingStreamConsumer(redis_url, group_id=GROUP)
+    for _ in range(2):
+        with pytest.raises(BrokerError, match=f"there is no stream {stream} at .*; check its name") as raised:
+            await consumer.start([subscription(stream)])
+        assert not isinstance(raised.value, BrokerUnreachableError)
+        assert not client.exists(stream)
+    fill(client, stream, 1)
+    await consumer.start([subscription(stream)])  # which makes the group
+    assert len(await take(consumer, 1)) == 1
+    client.delete(stream)
+    with pytest.raises(BrokerError, match=f"there is no stream {stream}"):
+        await take(consumer, 1)
+    await consumer.stop()
+    assert not client.exists(stream)
 
 
 # --- entries that are gone, and trimming

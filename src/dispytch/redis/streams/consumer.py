@@ -69,6 +69,7 @@ class RedisStreamConsumer(Consumer):
 
     transport: ClassVar[str] = TRANSPORT
     features = FEATURES
+    _makes_streams: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class RedisStreamConsumer(Consumer):
         await self._control.open()
         await self._check_dead_letters(self._control, wanted)
         wire, address = self._wire("reader"), self._source.address
-        reader = Reader(wire, group, self._inbox, address, declare=self._declares)
+        reader = Reader(wire, group, self._inbox, address, declare=self._declares, makes_streams=self._makes_streams)
         await reader.open()
         self._reader = reader
         self._heard_at = time.monotonic()

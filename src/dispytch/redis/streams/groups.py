@@ -9,7 +9,7 @@ from dispytch.errors import BrokerError, BrokerUnreachableError
 from dispytch.redis.source import reply_text, with_advice
 from dispytch.redis.streams.wires import packed
 
-__all__ = ["HANDED_BACK", "Group", "Stream", "has_vanished", "is_error", "refusal"]
+__all__ = ["HANDED_BACK", "Group", "Stream", "has_no_stream", "has_vanished", "is_error", "refusal"]
 
 HANDED_BACK = b"dispytch-handed-back"
 """The name under which entries wait that were handed back: whoever looks for idle ones takes them at once."""
@@ -42,6 +42,11 @@ def is_error(reply: Any) -> bool:
 def has_vanished(reply: Any) -> bool:
     """Whether a reply says that the group, or the stream with it, is not there."""
     return is_error(reply) and str(reply).startswith(("NOGROUP", "UNBLOCKED"))
+
+
+def has_no_stream(reply: Any) -> bool:
+    """Whether a group could not be made, since there is no stream for it."""
+    return is_error(reply) and "requires the key to exist" in str(reply)
 
 
 def refusal(reply: Any, address: str, what: str) -> BrokerError:
@@ -128,8 +133,9 @@ class Group:
         first, last = (sorted(ids, key=_position)[end] for end in (0, -1))
         return packed("XPENDING", stream.key, self.key, first, last, len(stream.held) + len(ids), self.consumer)
 
-    def create(self, stream: Stream) -> bytes:
-        return packed("XGROUP", "CREATE", stream.key, self.key, stream.origin, "MKSTREAM")
+    def create(self, stream: Stream, *, with_stream: bool) -> bytes:
+        more = ("MKSTREAM",) if with_stream else ()
+        return packed("XGROUP", "CREATE", stream.key, self.key, stream.origin, *more)
 
     def forget(self, stream: Stream) -> bytes:
         """Removes the consumer, unless something is pending with it, which would be lost."""

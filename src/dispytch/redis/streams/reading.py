@@ -20,7 +20,7 @@ from dispytch.abc import Delivery
 from dispytch.errors import BrokerError
 from dispytch.redis.streams.control import Control
 from dispytch.redis.streams.entries import delivery_of
-from dispytch.redis.streams.groups import Group, Stream, has_vanished, is_error, refusal
+from dispytch.redis.streams.groups import Group, Stream, has_no_stream, has_vanished, is_error, refusal
 from dispytch.redis.streams.wires import Wire, packed
 
 __all__ = ["Reader"]
@@ -49,6 +49,7 @@ class Reader:
     Args:
         inbox: Where the deliveries go.
         declare: Whether groups that are not there are made.
+        makes_streams: Whether streams that are not there are made with them.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Reader:
         address: str,
         *,
         declare: bool,
+        makes_streams: bool = True,
     ) -> None:
         self._wire = wire
         self._group = group
@@ -66,6 +68,7 @@ class Reader:
         self._inherited: dict[Stream, list[bytes]] = {}
         self._address = address
         self._declares = declare
+        self._makes_streams = makes_streams
         self._id: int | None = None
         self._understand: Callable[[list[Any]], None] | None = None
         self._behind: dict[Stream, bytes] = {}
@@ -290,7 +293,13 @@ class Reader:
                 raise refusal(state, self._address, f"show the group {self._group.name} of {stream.name}")
         if missing and not self._declares:
             raise self._missing(missing[0])
-        for stream, reply in zip(missing, await self._call(*map(self._group.create, missing)), strict=True):
+        creations = [self._group.create(stream, with_stream=self._makes_streams) for stream in missing]
+        for stream, reply in zip(missing, await self._call(*creations), strict=True):
+            if has_no_stream(reply):
+                raise BrokerError(
+                    f"there is no stream {stream.name} at {self._address}; check its name (a stream comes with its "
+                    "first entry)"
+                )
             if is_error(reply) and not str(reply).startswith("BUSYGROUP"):  # somebody else was faster
                 raise refusal(reply, self._address, f"make the group {self._group.name} of {stream.name}")
         late = [stream for stream in streams if stream.origin == b"$"]
