@@ -14,8 +14,8 @@ from tests.brokers import free_port
 CANARY = "canary-9f3e"
 """A password that must turn up nowhere."""
 
-PATIENCE = 30.0
-"""Seconds after which something that was waited for will not come any more."""
+PATIENCE = 60.0
+"""Seconds after which something that was waited for will not come any more, however busy the machine is."""
 
 
 async def until(condition: Callable[[], object]) -> None:

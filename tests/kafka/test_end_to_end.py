@@ -258,7 +258,7 @@ async def test_a_broker_that_is_restarted(kafka_server: str, tmp_path: Path, cap
     try:
         with brokers.started(brokers.Kafka(), tmp_path / "kafka", port):
             await emitter.emit_many([counted(n=number) for number in range(100, 200)])
-            await until(lambda: len(set(handled)) == 200, 40)
+            await until(lambda: len(set(handled)) == 200)
             await lifespan.__aexit__(None, None, None)
             await emitter.close()
     finally:

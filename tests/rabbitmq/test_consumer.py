@@ -28,7 +28,7 @@ from tests.rabbitmq.helpers import (
     publish,
     subscribe,
 )
-from tests.support import closed_port, unique, until
+from tests.support import PATIENCE, closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def started(consumer: RabbitMQConsumer, *subscriptions: Subscription) -> A
 
 async def receive(consumer: RabbitMQConsumer, number: int, limit: int = 1000) -> list[Delivery]:
     found: list[Delivery] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         while len(found) < number:
             found += await consumer.receive(min(limit, number - len(found)))
     return found

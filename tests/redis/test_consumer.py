@@ -26,7 +26,7 @@ from tests.redis.helpers import (
     unique,
     until,
 )
-from tests.support import CANARY, closed_port, texts
+from tests.support import CANARY, PATIENCE, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 
@@ -209,7 +209,7 @@ async def test_a_connection_that_died_half_way() -> None:
         consumer = RedisConsumer(server.url)
         consumer._heartbeat = 0.1
         await consumer.start([subscription("x")])
-        with anyio.fail_after(2), pytest.raises(BrokerUnreachableError, match="PING"):
+        with anyio.fail_after(PATIENCE), pytest.raises(BrokerUnreachableError, match="PING"):
             await consumer.receive(1)
         assert len(server.named(b"PING")) == 1
         await consumer.stop()
@@ -321,7 +321,7 @@ async def test_an_asyncio_pubsub(redis_url: str, anyio_backend: tuple[str, Any])
             await until(lambda: len(handled) >= 3)
         assert handled == [1, 2, 3]
         await client.publish(f"{prefix}.a", b"still open")
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             while (found := await pubsub.get_message(timeout=1)) is None or found["data"] != b"still open":
                 pass
 

@@ -29,7 +29,7 @@ from tests.redis.streams.helpers import (
     subscription,
     take,
 )
-from tests.support import CANARY, closed_port, texts
+from tests.support import CANARY, PATIENCE, closed_port, texts
 
 pytestmark = pytest.mark.anyio
 
@@ -119,7 +119,7 @@ async def test_a_cancelled_receive_loses_nothing(redis_url: str, client: Any, dr
     assert pending(client, stream) == 200
     consumer = consumer_of(redis_url)  # what was received and not settled is there for others, at once
     await consumer.start([subscription(stream)])
-    assert sorted(payloads(await take(consumer, 200, seconds=2))) == list(range(200))
+    assert sorted(payloads(await take(consumer, 200, seconds=20))) == list(range(200))
     await consumer.stop()
 
 
@@ -409,7 +409,7 @@ async def test_a_connection_that_died_half_way(monkeypatch: pytest.MonkeyPatch, 
     with fake_server(answer) as server:
         consumer = consumer_of(server.url, driver=driver)
         await consumer.start([subscription("x")])
-        with anyio.fail_after(5), pytest.raises(BrokerUnreachableError, match="not answered"):
+        with anyio.fail_after(PATIENCE), pytest.raises(BrokerUnreachableError, match="not answered"):
             await consumer.receive(1)
         await consumer.stop()
     assert reader_threads() == []
@@ -421,16 +421,19 @@ async def test_a_dead_connection_is_not_waited_for_once_more(
     """What has the reader's connection die half-way has that of the acknowledgements die too, most often."""
     monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", 0.1)
     monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.05)
+    for module in ("consumer", "settling"):  # whoever waits for the other connection waits longer than the test
+        monkeypatch.setattr(f"dispytch.redis.streams.{module}._TIMEOUT", 600.0)
     stream = unique()
     subscriptions = [subscription(stream, f"{stream}.dead")]
     with proxy_to(redis_url) as proxy:
         consumer = consumer_of(proxy.url, driver=driver)
         await consumer.start(subscriptions)
         proxy.swallow()
-        with anyio.fail_after(5), pytest.raises(BrokerUnreachableError, match="not answered"):
+        with anyio.fail_after(PATIENCE), pytest.raises(BrokerUnreachableError, match="not answered"):
             await consumer.receive(1)
+        monkeypatch.setattr("dispytch.redis.streams.reading._PATIENCE", PATIENCE)
         fill(client, stream, 1)
-        with anyio.fail_after(3):
+        with anyio.fail_after(PATIENCE):
             await consumer.start(subscriptions)
             assert not await consumer.settle(settled(await take(consumer, 1)))
         assert pending(client, stream) == 0

@@ -76,7 +76,7 @@ async def test_entries_behind_many_that_are_in_other_hands(
     with anyio.move_on_after(0.2):
         await consumer.receive(3)
     client.xclaim(stream, GROUP, "dead", 0, ids[-2:], idle=3_700_000)
-    assert payloads(await take(consumer, 2, limit=3, seconds=5)) == [248, 249]
+    assert payloads(await take(consumer, 2, limit=3, seconds=20)) == [248, 249]
     await consumer.stop()
 
 
@@ -224,7 +224,7 @@ async def test_what_is_handed_back_goes_to_others_at_once(redis_url: str, client
     with anyio.move_on_after(0.1):
         await second.receive(1)
     assert await first.settle(settled(found[:3], Outcome.RELEASE) + settled(found[3:])) == []
-    again = await take(second, 3, seconds=1)
+    again = await take(second, 3, seconds=20)
     assert payloads(again) == [0, 1, 2]
     counts = [entry["times_delivered"] for entry in client.xpending_range(stream, GROUP, "-", "+", 10)]
     assert counts == [1, 1, 1]  # a hand-back is no delivery that failed
@@ -244,7 +244,7 @@ async def test_what_is_handed_back_comes_again_to_the_same_consumer(
     consumer = consumer_of(redis_url)
     await consumer.start([subscription(stream)])
     for _ in range(3):
-        found = await take(consumer, 3, seconds=1)
+        found = await take(consumer, 3, seconds=20)
         assert payloads(found) == [0, 1, 2]
         assert await consumer.settle(settled(found, Outcome.RELEASE)) == []
     await consumer.stop()
@@ -259,7 +259,7 @@ async def test_what_was_not_asked_for_yet_is_handed_back_too(redis_url: str, cli
     found = await first.receive(3)
     assert await first.settle(settled(found, Outcome.RELEASE)) == []
     await second.start([subscription(stream)])
-    assert payloads(await take(second, 10, seconds=1)) == list(range(10))
+    assert payloads(await take(second, 10, seconds=20)) == list(range(10))
     await second.stop()
     await first.stop()
 
@@ -273,11 +273,11 @@ async def test_a_stop_hands_back(redis_url: str, client: Any) -> None:
     await take(first, 1200, limit=500)
     async with anyio.create_task_group() as group:
         group.start_soon(first.stop)
-        assert sorted(payloads(await take(second, 1200, seconds=2))) == list(range(1200))
+        assert sorted(payloads(await take(second, 1200, seconds=20))) == list(range(1200))
     await second.stop()
     third = consumer_of(redis_url)
     await third.start([subscription(stream)])
-    assert payloads(await take(third, 1200, seconds=1)) == list(range(1200))
+    assert payloads(await take(third, 1200, seconds=20)) == list(range(1200))
     await third.stop()
 
 
