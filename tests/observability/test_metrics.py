@@ -143,7 +143,7 @@ async def test_lag(
 ) -> None:
     """Asked of the broker, or of what its client knows, beside the loop, as long as somebody looks."""
     monkeypatch.setattr("dispytch.rabbitmq.gauge._EVERY", 0.1)
-    monkeypatch.setattr("dispytch.kafka.reader._MEASURE_EVERY", 0.1)
+    monkeypatch.setattr("dispytch.kafka.watermarks._MEASURE_EVERY", 0.1)
     monkeypatch.setattr("dispytch.redis.streams.keeper._MEASURE_EVERY", 0.1)
     topic = unique("orders")
 
