@@ -16,7 +16,7 @@ from dispytch.cli.app import command as dispytch
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests.cli.support import command, environment
 from tests.kafka.helpers import Cluster
-from tests.support import CANARY, blocking_until, closed_port, unique
+from tests.support import CANARY, PATIENCE, blocking_until, closed_port, unique
 from tests.test_examples import url_of
 
 _KEEPING = ["redis+stream", "rabbitmq", "kafka"]
@@ -160,7 +160,7 @@ def test_ctrl_c_at_the_question(streamed: Letters) -> None:
             said += (letter := process.stderr.read(1))
             assert letter, said
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
         process.communicate()

@@ -31,6 +31,7 @@ from tests.redis.streams.helpers import (
     take,
 )
 from tests.redis.streams.test_consumer import without_entries
+from tests.support import at_best
 
 pytestmark = pytest.mark.anyio
 
@@ -102,12 +103,12 @@ async def test_what_is_being_handled_is_not_claimed(
     stream = unique()
     fill(client, stream, 3)
     monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.1)
-    first = consumer_of(redis_url, claim_idle=0.3)
-    second = consumer_of(redis_url, claim_idle=0.3)
+    first = consumer_of(redis_url, claim_idle=1.0)
+    second = consumer_of(redis_url, claim_idle=1.0)
     await first.start([subscription(stream)])
     found = await take(first, 3)
     await second.start([subscription(stream)])
-    await nothing_comes(second, 0.6)
+    await nothing_comes(second, 2.0)
     assert await first.settle(settled(found)) == []
     assert pending(client, stream) == 0
     await first.stop()
@@ -117,16 +118,16 @@ async def test_what_is_being_handled_is_not_claimed(
 async def test_a_handler_that_blocks_the_loop_keeps_its_event(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 1)
-    consumer = consumer_of(redis_url, claim_idle=0.4)
+    consumer = consumer_of(redis_url, claim_idle=1.2)
     await consumer.start([subscription(stream)])
     await take(consumer, 1)
     longest = 0
-    end = time.monotonic() + 0.8
+    end = time.monotonic() + 2.4
     while time.monotonic() < end:
         (entry,) = client.xpending_range(stream, GROUP, "-", "+", 10)
         longest = max(longest, entry["time_since_delivered"])
         time.sleep(0.01)  # noqa: ASYNC251 - that is the point
-    assert 50 < longest < 400
+    assert 50 < longest < 1200
     assert entry["times_delivered"] == 1
     await consumer.stop()
 
@@ -374,10 +375,15 @@ async def test_no_hot_loop_where_a_group_never_stays() -> None:
     with fake_server(answer) as server:
         consumer = consumer_of(server.url)
         await consumer.start([subscription("x")])
-        start = time.monotonic()
-        with anyio.move_on_after(0.5):
-            await consumer.receive(1)
-        assert time.monotonic() - start < 0.8
+
+        async def receive() -> float:
+            server.commands.clear()
+            start = time.monotonic()
+            with anyio.move_on_after(0.5):
+                await consumer.receive(1)
+            return time.monotonic() - start
+
+        await at_best(0.8, receive)
         assert 2 <= len(server.named(b"XREADGROUP")) < 12
         await consumer.stop()
 
@@ -449,8 +455,10 @@ async def test_what_redis_6_says_of_entries_that_are_gone(caplog: pytest.LogCapt
     with fake_server(answer) as server:
         consumer = consumer_of(server.url)
         await consumer.start([subscription("x")])
-        with anyio.move_on_after(0.3):
-            await consumer.receive(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(consumer.receive, 1)
+            await until(lambda: server.named(b"XACK"))
+            group.cancel_scope.cancel()
         await consumer.stop()
         assert server.named(b"XACK") == [[b"XACK", b"x", GROUP.encode(), b"5-5"]]
     assert "are deleted" in caplog.text
