@@ -116,6 +116,18 @@ def test_workers_answer_by_their_supervisor(folder: Path) -> None:
     assert not beat.exists()
 
 
+def test_it_is_not_ready_until_a_worker_that_died_is_back(folder: Path) -> None:
+    port = closed_port()
+    with running(folder, "run", "app:dispatcher", "--workers", "2", "--http", str(port)) as one:
+        told = until_status(one, port, "/readyz", 200)
+        (folder / "app.py").write_text("raise SystemExit(9)")  # from now on none comes to anything
+        os.kill(told["workers"][0]["pid"], signal.SIGKILL)
+        one.until_said("starting it again")
+        while one.said.count("starting it again") < 3:  # though there is no process most of the time
+            status, body = ask(port, "/readyz")
+            assert (status, json.loads(body)["reasons"]) == (503, ["worker 1 is being started"])
+
+
 def test_it_answers_while_a_change_has_it_start_again(folder: Path) -> None:
     port = closed_port()
     with running(folder, "run", "app:dispatcher", "--reload", "--http", str(port), JOB="wait") as one:
