@@ -28,7 +28,7 @@ from dispytch.rabbitmq import BlockingRabbitMQProducer, RabbitMQConsumer, Rabbit
 from dispytch.sync import EventDispatcher, EventEmitter
 from tests import brokers
 from tests.faults.proxy import proxy_to
-from tests.rabbitmq.helpers import Names, count, drain, message, our_threads
+from tests.rabbitmq.helpers import Names, count, drain, handed_over, message, our_threads
 from tests.support import blocking_until, closed_port
 
 PROJECT = Path(__file__).parents[2]
@@ -91,9 +91,7 @@ def test_timeouts_and_stop(names: Names, monkeypatch: pytest.MonkeyPatch) -> Non
         found: list[object] = []
         thread = threading.Thread(target=lambda: found.extend(sender.send([message("k")] * 3, 30)))
         thread.start()
-        while not sender._outlet or not sender._outlet._under_way:
-            time.sleep(0.01)
-        time.sleep(0.1)  # until they are written, which nobody tells
+        blocking_until(lambda: handed_over(sender) == 1)  # two of one id are never in flight at once
         with pytest.raises(UnconfirmedError) as caught:
             sender.stop()
         assert caught.value.count >= 1

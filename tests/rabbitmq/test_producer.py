@@ -22,8 +22,8 @@ from dispytch.errors import (
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
 from dispytch.rabbitmq.producer import Driver
 from tests.faults.proxy import Proxy, proxy_to
-from tests.rabbitmq.helpers import Names, channel_to, count, drain, exists, is_trio, message, our_threads
-from tests.support import closed_port, unique, until
+from tests.rabbitmq.helpers import Names, channel_to, count, drain, exists, handed_over, is_trio, message, our_threads
+from tests.support import PATIENCE, closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 
@@ -319,7 +319,7 @@ async def test_a_connection_lost_before_the_confirmation(names: Names, driver: D
 
         async with anyio.create_task_group() as group:
             group.start_soon(emit)
-            await anyio.sleep(0.2)  # until they are written, which nobody tells
+            await until(lambda: handed_over(sender) == 3)
             proxy.cut()
         assert [type(outcome) for outcome in found] == [EmitTimeoutError] * 3
         proxy.frozen = False
@@ -367,7 +367,7 @@ async def test_stop_flushes_and_tells_what_is_unconfirmed(
 
         async with anyio.create_task_group() as group:
             group.start_soon(emit)
-            await anyio.sleep(0.1)  # until they are written, which nobody tells
+            await until(lambda: handed_over(sender) == 2)
             with pytest.raises(UnconfirmedError) as caught:
                 await sender.stop()
             assert caught.value.count == 2
@@ -376,13 +376,17 @@ async def test_stop_flushes_and_tells_what_is_unconfirmed(
         proxy.frozen = False
 
 
-async def test_stop_waits_for_what_is_under_way(names: Names, driver: Driver | None) -> None:
+async def test_stop_waits_for_what_is_under_way(
+    names: Names, driver: Driver | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("publisher", "aio"):
+        monkeypatch.setattr(f"dispytch.rabbitmq.{module}._FLUSH_TIMEOUT", PATIENCE)
     names.bind()
     sender = producer(names.url, names, driver)
     found: list[object] = []
 
     async def emit() -> None:
-        found.extend(await sender.send([message("k") for _ in range(2000)], 30))
+        found.extend(await sender.send([message("k") for _ in range(2000)], PATIENCE))
 
     async with anyio.create_task_group() as group:
         group.start_soon(emit)
