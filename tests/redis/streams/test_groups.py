@@ -50,15 +50,15 @@ def client(redis_url: str) -> Iterator[Any]:
 async def test_entries_of_a_consumer_that_died(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 260)
-    leave_pending(client, stream, "dead", 250)
-    consumer = consumer_of(redis_url, claim_idle=0.3)
-    await consumer.start([subscription(stream)])
     start = time.monotonic()
+    leave_pending(client, stream, "dead", 250)
+    consumer = consumer_of(redis_url, claim_idle=1.5)
+    await consumer.start([subscription(stream)])
     found = await take(consumer, 10, limit=10)
     assert payloads(found) == list(range(250, 260))
     found = await take(consumer, 250, limit=30)
     assert payloads(found) == list(range(250))
-    assert 0.2 < time.monotonic() - start < 3
+    assert 1.4 < time.monotonic() - start < 10
     assert await consumer.settle(settled(found)) == []
     await consumer.stop()
     assert pending(client, stream) == 10  # those that were handed back
@@ -203,10 +203,14 @@ async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: An
     await consumer.start([subscription(stream)])
     found = await take(consumer, 5)
     assert await consumer.settle(settled(found[:4])) == []
-    start = time.monotonic()
-    with anyio.move_on_after(0.3):
-        await consumer.receive(1)
-    assert time.monotonic() - start < 1.3  # the read ends by itself
+
+    async def receive() -> float:
+        start = time.monotonic()
+        with anyio.move_on_after(0.3):
+            await consumer.receive(1)
+        return time.monotonic() - start
+
+    await at_best(1.3, receive)  # the read ends by itself
     await consumer.stop()
     assert HANDED_BACK.decode() in names(client, stream)
     client.execute_command("ACL", "DELUSER", user)
