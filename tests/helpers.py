@@ -13,6 +13,7 @@ from dispytch import EventBase, EventDispatcher, EventEmitter
 from dispytch.abc import Headers, Message, Serializer
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryEventRoute, MemoryProducer, Record
 from dispytch.serialization import Envelope
+from tests.support import PATIENCE
 
 
 class InstantClock:
@@ -50,7 +51,7 @@ def publish(
 
 async def run(dispatcher: EventDispatcher) -> None:
     """Runs the dispatcher until everything there is has been handled."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         async with dispatcher.lifespan():
             await dispatcher.idle()
 
@@ -65,7 +66,7 @@ async def handle(dispatcher: EventDispatcher, *events: EventBase) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for a condition that other tasks or threads bring about."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of this task
             await anyio.sleep(0.001)
 

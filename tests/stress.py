@@ -24,6 +24,7 @@ from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
 from dispytch.memory.broker import FaultPoint
 from dispytch.testing import Faults
 from tests.helpers import InstantClock
+from tests.support import PATIENCE
 
 __all__ = ["POISON", "Item", "Ledger", "World"]
 
@@ -207,7 +208,7 @@ class World(ABC):
 
     async def run(self) -> None:
         """Lets it live, and then settles what is left."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.emit)
                 for number, group in enumerate(self.groups):
@@ -220,7 +221,7 @@ class World(ABC):
         for point in points:
             self.faults.sometimes(point, 0)
         for group in dict.fromkeys(self.groups):
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE):
                 async with self.dispatcher(group, self.last_concurrency, [*self.handlers]).lifespan() as last:
                     await last.idle()
                     health = last.health()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import anyio
@@ -14,8 +14,8 @@ from tests.brokers import free_port
 CANARY = "canary-9f3e"
 """A password that must turn up nowhere."""
 
-PATIENCE = 30.0
-"""Seconds after which something that was waited for will not come any more."""
+PATIENCE = 60.0
+"""Seconds after which something that was waited for will not come any more, however busy the machine is."""
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -31,6 +31,29 @@ def blocking_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+async def at_best(seconds: float, attempt: Callable[[], Awaitable[float]]) -> None:
+    """Fails unless one of five attempts takes less.
+
+    On a busy machine anything may come late, but not each time.
+
+    Args:
+        seconds: What one of them must stay below.
+        attempt: Does it once, and returns how many seconds that took.
+    """
+    took: list[float] = []
+    while len(took) < 5 and not any(one < seconds for one in took):
+        took.append(await attempt())
+    assert min(took) < seconds, took
+
+
+def blocking_at_best(seconds: float, attempt: Callable[[], float]) -> None:
+    """The same without an event loop."""
+    took: list[float] = []
+    while len(took) < 5 and not any(one < seconds for one in took):
+        took.append(attempt())
+    assert min(took) < seconds, took
 
 
 def examples(number: int) -> int:

@@ -371,6 +371,15 @@ class TestRunning:
         assert is_refused(url)
 
 
+def test_a_port_is_given_to_one_process_only() -> None:
+    ports = brokers.free_port(), brokers.free_port()
+    code = "import sys; from tests.brokers import _ports; print([_ports._reserve(int(one)) for one in sys.argv[1:]])"
+    command = [sys.executable, "-c", code, *map(str, ports), "1"]
+    for _ in range(2):  # the one that nobody has is free again once whoever took it has ended
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+        assert done.stdout == "[False, False, True]\n"
+
+
 @pytest.mark.skipif(shutil.which("ps") is None and not in_ci(), reason="ps is not installed")
 def test_processes_are_told_apart_without_proc() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:

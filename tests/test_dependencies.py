@@ -28,6 +28,7 @@ from dispytch import (
 from dispytch.memory import MemoryBroker
 from dispytch.middleware import Retry, RetryPolicy, Timeout
 from tests.helpers import dispatcher_on, emit, errors, handle, publish, run, until
+from tests.support import PATIENCE
 
 
 class Sent(EventBase):
@@ -778,13 +779,13 @@ async def test_a_dependency_may_yield_inside_a_task_group(
 
 @pytest.mark.anyio
 async def test_a_dependency_may_yield_inside_a_time_out(dispatcher: EventDispatcher, broker: MemoryBroker) -> None:
-    async def limit() -> AsyncIterator[None]:
-        with anyio.fail_after(0.02):
+    async def limit(event: Sent) -> AsyncIterator[None]:
+        with anyio.fail_after(PATIENCE if event.number == 1 else 0.02):
             yield
 
     @dispatcher.handler(Sent)
     async def handler(event: Sent, _: Annotated[None, Dependency(limit)]) -> None:
-        await anyio.sleep(0 if event.number == 1 else 10)
+        await anyio.sleep(0 if event.number == 1 else PATIENCE)
 
     await handle(dispatcher, Sent(number=1), Sent(number=2))
     assert errors(broker) == ["TimeoutError"]

@@ -18,7 +18,7 @@ from dispytch.errors import BrokerError, BrokerUnreachableError, DeliveryError, 
 from dispytch.memory import MemoryBroker, MemoryConsumer
 from dispytch.testing import TestClock
 from tests.helpers import dispatcher_on, emit
-from tests.support import until
+from tests.support import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,7 @@ async def test_a_member_that_joins_with_other_topics_leaves_no_entry_behind() ->
             async with newcomer.lifespan():
                 await anyio.wait_all_tasks_blocked()
                 gate.set()
-                with anyio.fail_after(2):
+                with anyio.fail_after(PATIENCE):
                     await until(lambda: len(seen) == 8)
 
 
@@ -287,7 +287,7 @@ async def test_a_handler_that_is_cancelled_from_inside_costs_no_worker(
 
     await emit(broker, Tock(n=0), Tock(n=1))
     async with dispatcher.lifespan():
-        with anyio.fail_after(3):
+        with anyio.fail_after(PATIENCE):
             await until(lambda: len(broker.dead_letters) == 2)
     assert sorted(calls) == [0, 0, 1, 1]
 

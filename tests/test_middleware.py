@@ -38,6 +38,7 @@ from dispytch.middleware import (
 )
 from dispytch.testing import TestClock
 from tests.helpers import InstantClock, dispatcher_on, emit, errors, handle, publish, run, until
+from tests.support import PATIENCE
 
 
 class Sent(EventBase):
@@ -453,7 +454,7 @@ async def test_a_back_off_ends_at_once_when_the_dispatcher_stops(max_deliveries:
     dispatcher = RETRYING.pop(id(broker))
     await emit(broker, Sent())
     # when the dispatcher stops
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         async with dispatcher.lifespan():
             await until(lambda: clock.sleepers)
     # then the event is handed back, not given up, although its policy would have gone on

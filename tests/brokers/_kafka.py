@@ -62,7 +62,7 @@ class Kafka(Server):
     name = "kafka"
     program = "java"
     debian_package = "default-jre-headless"
-    start_seconds = 60.0
+    start_seconds = 180.0
 
     def __init__(self, proxied: tuple[int, int] | None = None) -> None:
         """Has one more listener, if ``proxied``: on the first of these ports, which sends its clients to the second."""

@@ -22,8 +22,7 @@ class RabbitMQ(Server):
     name = "rabbitmq"
     program = "rabbitmq-server"
     debian_package = "rabbitmq-server"
-    start_seconds = 60.0
-    stop_seconds = 20.0
+    start_seconds = 180.0
 
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         """``settings`` are further lines of its ``rabbitmq.conf``, for instance those of a TLS listener."""

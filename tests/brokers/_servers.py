@@ -20,8 +20,10 @@ class Server(ABC):
     """The command to look for on PATH."""
     debian_package: ClassVar[str]
     """What ``apt-get install`` calls it."""
-    start_seconds: ClassVar[float] = 15.0
-    stop_seconds: ClassVar[float] = 10.0
+    start_seconds: ClassVar[float] = 60.0
+    """After which it will not answer any more, however busy the machine is."""
+    stop_seconds: ClassVar[float] = 30.0
+    """After which it is killed."""
 
     def find(self) -> str | None:
         """The path of the program, if it is installed."""

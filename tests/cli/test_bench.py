@@ -109,11 +109,11 @@ def test_a_broker_that_is_far_away_is_measured_for_as_long_as_it_may_take(monkey
     emit = EventEmitter.emit
 
     async def slowly(self: EventEmitter, *args: Any, **options: Any) -> Any:
-        await anyio.sleep(0.05)
+        await anyio.sleep(1)
         return await emit(self, *args, **options)
 
     monkeypatch.setattr(EventEmitter, "emit", slowly)
     begin = time.monotonic()
-    rows = rows_of(bench("--events", "2000", "--timeout", "0.5", "--json"))  # 100 events one after the other
+    rows = rows_of(bench("--events", "2000", "--timeout", "2", "--json"))  # 100 events one after the other
     assert [row["name"] for row in rows] == ROWS
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 50

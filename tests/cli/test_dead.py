@@ -18,7 +18,7 @@ from tests.cli.support import command, environment
 from tests.kafka.helpers import Cluster
 from tests.rabbitmq.helpers import exists
 from tests.redis.helpers import client_of
-from tests.support import CANARY, blocking_until, closed_port, unique
+from tests.support import CANARY, PATIENCE, blocking_until, closed_port, unique
 from tests.test_examples import url_of
 
 _KEEPING = ["redis+stream", "rabbitmq", "kafka"]
@@ -162,7 +162,7 @@ def test_ctrl_c_at_the_question(streamed: Letters) -> None:
             said += (letter := process.stderr.read(1))
             assert letter, said
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
         process.communicate()

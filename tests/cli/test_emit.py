@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from dispytch.cli.app import command as dispytch
 from tests.cli.support import command, environment, read_all
-from tests.support import CANARY, unique
+from tests.support import CANARY, PATIENCE, unique
 
 _EVENTS = """
 from datetime import date
@@ -172,7 +172,7 @@ def test_ctrl_c_while_standard_input_is_waited_for(emit: Emitting) -> None:
         assert process.stdout is not None
         assert emit.topic in process.stdout.readline()  # at once, though there may be more to come
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
         process.communicate()

@@ -17,7 +17,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.task import Job, Transport
 from tests.kafka.helpers import Cluster
 from tests.rabbitmq.helpers import channel_to
-from tests.support import blocking_until
+from tests.support import PATIENCE, blocking_until
 
 __all__ = ["Broker", "running"]
 
@@ -130,7 +130,7 @@ class Broker:
         entry = module.ConfigEntry(_SIZE_OF_LETTERS, size, incremental_operation=module.AlterConfigOpType.SET)
         resource = module.ConfigResource(module.ResourceType.TOPIC, name, incremental_configs=[entry])
         for done in self.cluster.admin.incremental_alter_configs([resource]).values():
-            done.result(30)
+            done.result(PATIENCE)
 
     def take_letters(self, topic: str, group: str) -> list[Job]:
         """The events of the dead letters that were not taken yet, one for each letter."""
@@ -164,7 +164,7 @@ class Broker:
         confluent: Any = import_module("confluent_kafka")
         consumer = confluent.Consumer({"bootstrap.servers": self.cluster.servers, "group.id": "look"})
         try:
-            return int(consumer.get_watermark_offsets(confluent.TopicPartition(name, 0), timeout=30)[1])
+            return int(consumer.get_watermark_offsets(confluent.TopicPartition(name, 0), timeout=PATIENCE)[1])
         finally:
             consumer.close()
 

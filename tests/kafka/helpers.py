@@ -19,6 +19,7 @@ from dispytch import Event, EventDispatcher
 from dispytch._core.patterns import Pattern
 from dispytch.abc import Delivery, EventRoute, Message, Outcome, Settlement, Subscription
 from dispytch.kafka import KafkaConsumer, KafkaEventConfig, KafkaEventRoute, KafkaEventSubscription
+from tests.support import PATIENCE
 
 confluent: Any = import_module("confluent_kafka")
 admin_module: Any = import_module("confluent_kafka.admin")
@@ -26,22 +27,20 @@ admin_module: Any = import_module("confluent_kafka.admin")
 _numbers = count()
 _unheard = logging.getLogger("tests.kafka.unheard")
 _unheard.disabled = True
-SECONDS = 30.0
-"""After which what was waited for will not come any more."""
 
 
 def unique(name: str = "topic") -> str:
     return f"{name}-{uuid4().hex[:8]}-{next(_numbers)}"
 
 
-async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+async def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Waits for a condition."""
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - of what happens elsewhere there is no event
             await anyio.sleep(0.005)
 
 
-def blocking_until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
+def blocking_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -66,7 +65,7 @@ def acknowledged(deliveries: Sequence[Delivery]) -> list[Settlement]:
 async def receive(consumer: KafkaConsumer, number: int, *, settle: bool = False) -> list[Delivery]:
     """So many deliveries."""
     found: list[Delivery] = []
-    with anyio.fail_after(SECONDS):
+    with anyio.fail_after(PATIENCE):
         while len(found) < number:
             new = await consumer.receive(number - len(found))
             if settle:
@@ -112,7 +111,7 @@ class Cluster:
         blocking_until(lambda: all(self.partitions(name) == partitions for name in names))
 
     def partitions(self, name: str) -> int:
-        topics = self.admin.list_topics(timeout=SECONDS).topics
+        topics = self.admin.list_topics(timeout=PATIENCE).topics
         return len(topics[name].partitions) if name in topics else 0
 
     def exists(self, name: str) -> bool:
@@ -121,17 +120,17 @@ class Cluster:
     def committed(self, group: str, topic: str, partition: int = 0) -> int | None:
         """The offset that the group would begin with; ``None`` if it never committed."""
         asked = confluent.ConsumerGroupTopicPartitions(group, [confluent.TopicPartition(topic, partition)])
-        (found,) = self.admin.list_consumer_group_offsets([asked])[group].result(SECONDS).topic_partitions
+        (found,) = self.admin.list_consumer_group_offsets([asked])[group].result(PATIENCE).topic_partitions
         return None if found.offset < 0 else int(found.offset)
 
     def members(self, group: str) -> int:
-        return len(self.admin.describe_consumer_groups([group])[group].result(SECONDS).members)
+        return len(self.admin.describe_consumer_groups([group])[group].result(PATIENCE).members)
 
     def produce(self, topic: str, *values: bytes | None, **options: Any) -> None:
         producer = confluent.Producer({"bootstrap.servers": self.servers, "linger.ms": 5})
         for value in values:
             producer.produce(topic, value, **options)
-        assert producer.flush(SECONDS) == 0
+        assert producer.flush(PATIENCE) == 0
 
     def read(self, topic: str, number: int) -> list[Any]:
         """The first messages of a topic."""
@@ -158,7 +157,7 @@ class Cluster:
         """The broker's own settings."""
         resource = admin_module.ConfigResource(admin_module.ConfigResource.Type.BROKER, "1")
         (found,) = self.admin.describe_configs([resource]).values()
-        return {name: entry.value for name, entry in found.result(SECONDS).items()}
+        return {name: entry.value for name, entry in found.result(PATIENCE).items()}
 
     def listeners(self) -> dict[str, str]:
         return dict(listener.split("://") for listener in self.settings()["listeners"].split(","))
@@ -179,4 +178,4 @@ class Cluster:
 
 def _all(futures: dict[Any, Future[Any]]) -> None:
     for future in futures.values():
-        future.result(SECONDS)
+        future.result(PATIENCE)

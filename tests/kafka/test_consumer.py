@@ -26,7 +26,7 @@ from tests.kafka.helpers import (
     unique,
     until,
 )
-from tests.support import closed_port
+from tests.support import PATIENCE, closed_port
 
 anyio_mark = pytest.mark.anyio
 one_loop = pytest.mark.parametrize("anyio_backend", [pytest.param(("asyncio", {}), id="asyncio")], scope="module")
@@ -365,7 +365,7 @@ async def test_a_partition_pauses_behind_its_oldest_unfinished_event(cluster: Cl
     await consumer.start([subscription(topic)])
     blocked: Delivery | None = None
     counts = [0, 0]
-    with anyio.move_on_after(20):
+    with anyio.move_on_after(PATIENCE):
         while counts[1] < 500 or counts[0] < 200:  # whichever partition comes first
             for delivery in await consumer.receive(10):
                 counts[delivery.partition or 0] += 1

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from tests.support import PATIENCE
+
 
 class Reply(NamedTuple):
     status: int
@@ -33,7 +35,7 @@ def request(path: str, method: str = "GET", *headers: str) -> bytes:
 
 
 async def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Reply:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with await anyio.connect_tcp(host, port) as stream:
             await stream.send(request(path, method))
             return await read_reply(BufferedByteReceiveStream(stream), is_head=method == "HEAD")

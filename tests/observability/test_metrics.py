@@ -24,7 +24,7 @@ from dispytch.testing import Faults
 from tests.helpers import dispatcher_on, emit, run, until
 from tests.observability.support import get
 from tests.observability.test_tracing import ends
-from tests.support import unique
+from tests.support import PATIENCE, unique
 from tests.test_examples import environment
 
 pytestmark = pytest.mark.anyio
@@ -176,7 +176,7 @@ async def test_lag(
 
     async with dispatcher.lifespan(), EventEmitter(producer) as emitter:
         await emitter.emit_many([Placed(number=number) for number in range(7)])
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE):
             # Kafka's is from what is done, and the others' from what was delivered.
             await _until(lambda: dispatcher.health().in_flight == 1 and lag() == (7 if transport == "kafka" else 6))
             go.set()

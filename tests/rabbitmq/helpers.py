@@ -71,6 +71,12 @@ def ack(*deliveries: Delivery) -> list[Settlement]:
     return [Settlement(delivery, Outcome.ACK) for delivery in deliveries]
 
 
+def handed_over(sender: Any) -> int:
+    """How many events a producer's client was given of which the broker has said nothing yet."""
+    outlets = [outlet for name in ("_aio", "_outlet") if (outlet := getattr(sender, name, None)) is not None]
+    return sum(batch.unconfirmed for outlet in outlets for batch in tuple(outlet._under_way))
+
+
 def is_trio(anyio_backend: tuple[str, Any]) -> bool:
     return anyio_backend[0] == "trio"
 

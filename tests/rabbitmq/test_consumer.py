@@ -28,7 +28,7 @@ from tests.rabbitmq.helpers import (
     publish,
     subscribe,
 )
-from tests.support import closed_port, unique, until
+from tests.support import PATIENCE, at_best, closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def started(consumer: RabbitMQConsumer, *subscriptions: Subscription) -> A
 
 async def receive(consumer: RabbitMQConsumer, number: int, limit: int = 1000) -> list[Delivery]:
     found: list[Delivery] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         while len(found) < number:
             found += await consumer.receive(min(limit, number - len(found)))
     return found
@@ -393,14 +393,18 @@ class TestFaults:
 
     async def test_stops_at_once(self, names: Names, driver: Driver | None) -> None:
         consumer = consumer_of(names, driver)
-        async with anyio.create_task_group() as group:
-            async with started(consumer):
-                group.start_soon(consumer.receive, 1)
-                await anyio.sleep(0.05)
-                began = time.monotonic()
-            took = time.monotonic() - began
-            group.cancel_scope.cancel()
-        assert took < 1  # 0.2 on a machine with nothing else to do
+
+        async def stop() -> float:
+            async with anyio.create_task_group() as group:
+                async with started(consumer):
+                    group.start_soon(consumer.receive, 1)
+                    await anyio.sleep(0.05)
+                    began = time.monotonic()
+                took = time.monotonic() - began
+                group.cancel_scope.cancel()
+            return took
+
+        await at_best(1, stop)  # 0.2 on a machine with nothing else to do
         await consumer.stop()
         assert not our_threads()
 
@@ -477,7 +481,7 @@ class TestReadyMade:
         with proxy_to(names.url) as proxy:
             connection = await aio_pika.connect(proxy.url)
             consumer = RabbitMQConsumer(await (await connection.channel()).get_queue(names.queue))
-            with anyio.fail_after(5):
+            with anyio.fail_after(PATIENCE):
                 async with started(consumer):
                     proxy.frozen = True
             proxy.frozen = False

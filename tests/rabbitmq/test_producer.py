@@ -22,8 +22,8 @@ from dispytch.errors import (
 from dispytch.rabbitmq import RabbitMQEventConfig, RabbitMQEventRoute, RabbitMQProducer
 from dispytch.rabbitmq.producer import Driver
 from tests.faults.proxy import Proxy, proxy_to
-from tests.rabbitmq.helpers import Names, channel_to, count, drain, exists, is_trio, message, our_threads
-from tests.support import closed_port, unique, until
+from tests.rabbitmq.helpers import Names, channel_to, count, drain, exists, handed_over, is_trio, message, our_threads
+from tests.support import PATIENCE, closed_port, unique, until
 
 pytestmark = pytest.mark.anyio
 
@@ -136,14 +136,22 @@ async def test_one_id_in_several_tasks(names: Names, driver: Driver | None) -> N
 
 async def test_many_are_pipelined_and_stay_in_order(names: Names, driver: Driver | None) -> None:
     names.bind()
-    sender = producer(names.url, names, driver)
-    started = time.monotonic()
-    outcomes = await sender.send([message("k", b"%d" % number) for number in range(3000)], 30)
-    took = time.monotonic() - started
-    await sender.stop()
+    outcomes: list[object] = []
+    with proxy_to(names.url) as proxy:
+        sender = producer(proxy.url, names, driver)
+        outcomes.extend(await sender.send([message("k", b"0")], PATIENCE))
+
+        async def emit() -> None:
+            outcomes.extend(await sender.send([message("k", b"%d" % number) for number in range(1, 3000)], PATIENCE))
+
+        async with anyio.create_task_group() as group:
+            proxy.frozen = True
+            group.start_soon(emit)
+            await until(lambda: handed_over(sender) > 100)  # though nothing is confirmed
+            proxy.frozen = False
+        await sender.stop()
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
     assert [body for _, _, body in drain(names.url, names.queue)] == [b"%d" % number for number in range(3000)]
-    assert took < 10  # one by one it would be a round trip each
 
 
 async def test_many_tasks_at_once(names: Names, driver: Driver | None) -> None:
@@ -319,7 +327,7 @@ async def test_a_connection_lost_before_the_confirmation(names: Names, driver: D
 
         async with anyio.create_task_group() as group:
             group.start_soon(emit)
-            await anyio.sleep(0.2)  # until they are written, which nobody tells
+            await until(lambda: handed_over(sender) == 3)
             proxy.cut()
         assert [type(outcome) for outcome in found] == [EmitTimeoutError] * 3
         proxy.frozen = False
@@ -367,7 +375,7 @@ async def test_stop_flushes_and_tells_what_is_unconfirmed(
 
         async with anyio.create_task_group() as group:
             group.start_soon(emit)
-            await anyio.sleep(0.1)  # until they are written, which nobody tells
+            await until(lambda: handed_over(sender) == 2)
             with pytest.raises(UnconfirmedError) as caught:
                 await sender.stop()
             assert caught.value.count == 2
@@ -376,13 +384,17 @@ async def test_stop_flushes_and_tells_what_is_unconfirmed(
         proxy.frozen = False
 
 
-async def test_stop_waits_for_what_is_under_way(names: Names, driver: Driver | None) -> None:
+async def test_stop_waits_for_what_is_under_way(
+    names: Names, driver: Driver | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("publisher", "aio"):
+        monkeypatch.setattr(f"dispytch.rabbitmq.{module}._FLUSH_TIMEOUT", PATIENCE)
     names.bind()
     sender = producer(names.url, names, driver)
     found: list[object] = []
 
     async def emit() -> None:
-        found.extend(await sender.send([message("k") for _ in range(2000)], 30))
+        found.extend(await sender.send([message("k") for _ in range(2000)], PATIENCE))
 
     async with anyio.create_task_group() as group:
         group.start_soon(emit)

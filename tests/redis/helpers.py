@@ -18,6 +18,7 @@ import redis
 from dispytch._core.patterns import Pattern
 from dispytch.abc import EventSubscription, Message, Subscription
 from dispytch.redis import RedisEventRoute, RedisEventSubscription
+from tests.support import PATIENCE
 
 _numbers = count()
 
@@ -26,14 +27,14 @@ def unique(name: str = "channel") -> str:
     return f"{name}-{uuid4().hex[:8]}-{next(_numbers)}"
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+async def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Waits for a condition."""
     with anyio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - of what happens elsewhere there is no event
             await anyio.sleep(0.002)
 
 
-def blocking_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def blocking_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -27,7 +27,7 @@ from tests.conftest import in_ci
 from tests.redis import helpers
 from tests.redis.helpers import blocking_until, client_of, reader_threads, unique, until
 from tests.redis.streams import helpers as streams
-from tests.support import CANARY, closed_port, texts
+from tests.support import CANARY, PATIENCE, closed_port, texts
 
 SCHEMES = ["redis", "redis+stream"]
 """Pub/Sub and Streams."""
@@ -177,7 +177,7 @@ def test_tls_in_a_loop_that_ends_with_the_stop(secure: SecureServer, scheme: str
         producer, consumer = producer_from_url(url), consumer_from_url(url, "group")
         await consumer.start([subscription_for(scheme, name)])
         await producer.send([message_for(scheme, name)], 5)
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             await consumer.receive(10)
         await producer.stop()
         await consumer.stop()
@@ -238,7 +238,7 @@ async def test_a_server_that_asks_for_certificates(mutual: SecureServer, scheme:
     await consumer.start([subscription_for(scheme, name)])
     (outcome,) = await producer.send([message_for(scheme, name)], 5)
     assert isinstance(outcome, Receipt)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         assert len(await consumer.receive(10)) == 1
     await producer.stop()
     await consumer.stop()

@@ -71,10 +71,10 @@ def socket_of(folder: Path, number: int) -> str:
 
 
 class Place(NamedTuple):
-    """A worker that is there."""
+    """A worker that is there, or will be again in a moment: then it has no process."""
 
     number: int
-    pid: int
+    pid: int | None
 
 
 class _Reply(NamedTuple):

@@ -49,6 +49,8 @@ class _Worker:
         self.starts: int = 0
         self.due_at: float | None = None
         """When it is to be started again."""
+        self.is_there: bool = False
+        """Whether a process runs, or is to be started in place of one that died. Read by the probes' thread."""
 
     @property
     def pid(self) -> int | None:
@@ -56,6 +58,7 @@ class _Worker:
 
     def start(self) -> None:
         self.due_at = None
+        self.is_there = True
         self._started_at = time.monotonic()
         self.starts += 1
         # A process group of its own: Ctrl-C in a terminal is for the supervisor, which hands it on once.
@@ -157,8 +160,7 @@ class Supervisor:
         from dispytch.health.threads import BackgroundThread
 
         def places() -> list[Place]:
-            found = [(worker.number, worker.pid) for worker in self._workers]
-            return [Place(number, pid) for number, pid in found if pid is not None]
+            return [Place(worker.number, worker.pid) for worker in self._workers if worker.is_there]
 
         with TemporaryDirectory(prefix="dispytch-") as folder:
             for worker in self._workers:
@@ -183,6 +185,8 @@ class Supervisor:
             logger.warning("%s again: the workers are cancelled.", name)
             self._code = 128 + number
             self._cancelled_at = self._cancelled_at or time.monotonic()
+        for worker in self._workers:
+            worker.is_there = worker.pid is not None
         self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: int) -> None:
@@ -227,6 +231,7 @@ class Supervisor:
         else:
             seconds = worker.delay()
             logger.error("Worker %d (pid %s) died %s; starting it again in %g s.", worker.number, pid, how, seconds)
+        worker.is_there = worker.due_at is not None
 
     @contextmanager
     def _woken_by_signals(self) -> Iterator[int]:

@@ -22,7 +22,7 @@ from tests.brokers import _process
 from tests.faults.proxy import Proxy
 from tests.kafka.helpers import Cluster, confluent
 from tests.rabbitmq.helpers import channel_to
-from tests.support import blocking_until, closed_port, unique
+from tests.support import PATIENCE, blocking_until, closed_port, unique
 
 __all__ = ["PLACES", "KafkaPlace", "Place", "RabbitMQPlace", "RedisPlace"]
 
@@ -194,7 +194,7 @@ class RabbitMQPlace(Place):
             env={**known, "RABBITMQ_CTL_ERL_ARGS": f"-start_epmd false -erl_epmd_port {port[1]} -dist_listen false"},
             check=True,
             capture_output=True,
-            timeout=30,
+            timeout=PATIENCE,
         )
 
 
@@ -217,7 +217,7 @@ class KafkaPlace(Place):
         cluster = Cluster(self.url)
         consumer = confluent.Consumer({"bootstrap.servers": cluster.servers, "group.id": "look"})
         try:
-            _, end = consumer.get_watermark_offsets(confluent.TopicPartition(topic, 0), timeout=30)
+            _, end = consumer.get_watermark_offsets(confluent.TopicPartition(topic, 0), timeout=PATIENCE)
         finally:
             consumer.close()
         return _numbers(message.value() for message in cluster.read(topic, end)) if end else Counter()

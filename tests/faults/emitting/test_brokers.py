@@ -7,10 +7,10 @@ import anyio.to_thread
 import pytest
 import redis
 
-from dispytch.errors import EmitRejectedError, EmitTimeoutError, EmitUnreachableError
+from dispytch.errors import DispytchError, EmitRejectedError, EmitTimeoutError, EmitUnreachableError
 from tests.faults.emitting.emitters import LONG, EitherEmitter, Ledger, World
 from tests.faults.emitting.places import Place, RabbitMQPlace
-from tests.support import until
+from tests.support import at_best, until
 
 pytestmark = pytest.mark.anyio
 
@@ -66,11 +66,17 @@ async def test_a_memory_alarm(place: RabbitMQPlace, world: World) -> None:
     # given a broker that has no memory left, in its own eyes
     await anyio.to_thread.run_sync(place.limit_memory, "1MB")
     try:
+        errors: list[DispytchError | None] = []
+
+        async def emit() -> float:
+            ledger.slowest = 0.0
+            errors.append(await ledger.emit(1000 + len(errors)))
+            return ledger.slowest
+
         # when events are emitted, then each emit ends in time; the broker tells of its alarm after the first one
-        ledger.slowest = 0.0
-        errors = [await ledger.emit(number) for number in range(1000, 1003)]
+        for _ in range(3):
+            await at_best(1.7, emit)
         assert {type(error) for error in errors} <= {EmitTimeoutError, EmitUnreachableError}
-        assert ledger.slowest < 1.7
         if world != "aio-pika":  # which tells nobody of an alarm
             assert any("it has blocked publishing: low on memory" in str(error) for error in errors)
     finally:

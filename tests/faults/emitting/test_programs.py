@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.emitting.places import Place
+from tests.support import blocking_until
 
 PROJECT = Path(__file__).parents[3]
 
@@ -95,7 +96,7 @@ def emit(number):  # a thread that still writes its traceback when the interpret
 
 for number in (1, 2, 3):
     threading.Thread(target=emit, args=(number,), daemon=True).start()
-time.sleep(0.5)  # until they are written, which nobody tells
+sys.stdin.readline()
 """
 
 
@@ -154,7 +155,10 @@ def test_an_exit_before_the_replies_tells_how_many(place: Place) -> None:
     with subprocess.Popen(command, env=environment, text=True, **pipes) as program:  # type: ignore[call-overload]  # pipes
         assert program.stdout.readline() == "ready\n"
         place.proxy.drops_replies = True
-        _, said = program.communicate("go\n", timeout=60)
+        program.stdin.write("go\n")
+        program.stdin.flush()
+        blocking_until(lambda: place.found(topic).keys() == {0, 1, 2, 3})
+        _, said = program.communicate("exit\n", timeout=60)
     assert program.returncode == 0, said
     assert "3 events" in said
     assert "not confirmed" in said

@@ -11,6 +11,7 @@ from dispytch._core.patterns import Pattern
 from dispytch.abc import Delivery, Headers, Message, Outcome, Settlement, Subscription
 from dispytch.redis import RedisStreamConsumer, RedisStreamEventRoute, RedisStreamEventSubscription
 from tests.redis.helpers import unique
+from tests.support import PATIENCE
 
 GROUP = "group"
 
@@ -57,7 +58,9 @@ def names(client: Any, stream: str) -> list[str]:
     return [found["name"].decode() for found in client.xinfo_consumers(stream, GROUP)]
 
 
-async def take(consumer: RedisStreamConsumer, count: int, limit: int = 100, seconds: float = 10) -> list[Delivery]:
+async def take(
+    consumer: RedisStreamConsumer, count: int, limit: int = 100, seconds: float = PATIENCE
+) -> list[Delivery]:
     """As many deliveries as that, or more."""
     found: list[Delivery] = []
     with anyio.fail_after(seconds):

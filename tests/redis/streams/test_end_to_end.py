@@ -456,7 +456,7 @@ async def test_what_was_not_finished_in_time_goes_to_others(redis_url: str, clie
     start = time.monotonic()
     async with other.lifespan():
         await until(lambda: len(handled) == 5)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # and not after `claim_idle`
     assert sorted(handled) == list(range(5))
 
 

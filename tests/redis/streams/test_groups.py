@@ -32,6 +32,7 @@ from tests.redis.streams.helpers import (
     take,
 )
 from tests.redis.streams.test_consumer import without_entries
+from tests.support import at_best
 
 pytestmark = pytest.mark.anyio
 
@@ -50,15 +51,15 @@ def client(redis_url: str) -> Iterator[Any]:
 async def test_entries_of_a_consumer_that_died(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 260)
-    leave_pending(client, stream, "dead", 250)
-    consumer = consumer_of(redis_url, claim_idle=0.3)
-    await consumer.start([subscription(stream)])
     start = time.monotonic()
+    leave_pending(client, stream, "dead", 250)
+    consumer = consumer_of(redis_url, claim_idle=1.5)
+    await consumer.start([subscription(stream)])
     found = await take(consumer, 10, limit=10)
     assert payloads(found) == list(range(250, 260))
     found = await take(consumer, 250, limit=30)
     assert payloads(found) == list(range(250))
-    assert 0.2 < time.monotonic() - start < 3
+    assert 1.4 < time.monotonic() - start < 10
     assert await consumer.settle(settled(found)) == []
     await consumer.stop()
     assert pending(client, stream) == 10  # those that were handed back
@@ -77,7 +78,7 @@ async def test_entries_behind_many_that_are_in_other_hands(
     with anyio.move_on_after(0.2):
         await consumer.receive(3)
     client.xclaim(stream, GROUP, "dead", 0, ids[-2:], idle=3_700_000)
-    assert payloads(await take(consumer, 2, limit=3, seconds=5)) == [248, 249]
+    assert payloads(await take(consumer, 2, limit=3, seconds=20)) == [248, 249]
     await consumer.stop()
 
 
@@ -103,12 +104,12 @@ async def test_what_is_being_handled_is_not_claimed(
     stream = unique()
     fill(client, stream, 3)
     monkeypatch.setattr("dispytch.redis.streams.reading.LOOK_EVERY", 0.1)
-    first = consumer_of(redis_url, claim_idle=0.3)
-    second = consumer_of(redis_url, claim_idle=0.3)
+    first = consumer_of(redis_url, claim_idle=1.0)
+    second = consumer_of(redis_url, claim_idle=1.0)
     await first.start([subscription(stream)])
     found = await take(first, 3)
     await second.start([subscription(stream)])
-    await nothing_comes(second, 0.6)
+    await nothing_comes(second, 2.0)
     assert await first.settle(settled(found)) == []
     assert pending(client, stream) == 0
     await first.stop()
@@ -118,16 +119,16 @@ async def test_what_is_being_handled_is_not_claimed(
 async def test_a_handler_that_blocks_the_loop_keeps_its_event(redis_url: str, client: Any) -> None:
     stream = unique()
     fill(client, stream, 1)
-    consumer = consumer_of(redis_url, claim_idle=0.4)
+    consumer = consumer_of(redis_url, claim_idle=1.2)
     await consumer.start([subscription(stream)])
     await take(consumer, 1)
     longest = 0
-    end = time.monotonic() + 0.8
+    end = time.monotonic() + 2.4
     while time.monotonic() < end:
         (entry,) = client.xpending_range(stream, GROUP, "-", "+", 10)
         longest = max(longest, entry["time_since_delivered"])
         time.sleep(0.01)  # noqa: ASYNC251 - that is the point
-    assert 50 < longest < 400
+    assert 50 < longest < 1200
     assert entry["times_delivered"] == 1
     await consumer.stop()
 
@@ -203,10 +204,14 @@ async def test_a_user_with_no_more_rights_than_needed(redis_url: str, client: An
     await consumer.start([subscription(stream)])
     found = await take(consumer, 5)
     assert await consumer.settle(settled(found[:4])) == []
-    start = time.monotonic()
-    with anyio.move_on_after(0.3):
-        await consumer.receive(1)
-    assert time.monotonic() - start < 1.3  # the read ends by itself
+
+    async def receive() -> float:
+        start = time.monotonic()
+        with anyio.move_on_after(0.3):
+            await consumer.receive(1)
+        return time.monotonic() - start
+
+    await at_best(1.3, receive)  # the read ends by itself
     await consumer.stop()
     assert HANDED_BACK.decode() in names(client, stream)
     client.execute_command("ACL", "DELUSER", user)
@@ -225,7 +230,7 @@ async def test_what_is_handed_back_goes_to_others_at_once(redis_url: str, client
     with anyio.move_on_after(0.1):
         await second.receive(1)
     assert await first.settle(settled(found[:3], Outcome.RELEASE) + settled(found[3:])) == []
-    again = await take(second, 3, seconds=1)
+    again = await take(second, 3, seconds=20)
     assert payloads(again) == [0, 1, 2]
     counts = [entry["times_delivered"] for entry in client.xpending_range(stream, GROUP, "-", "+", 10)]
     assert counts == [1, 1, 1]  # a hand-back is no delivery that failed
@@ -245,7 +250,7 @@ async def test_what_is_handed_back_comes_again_to_the_same_consumer(
     consumer = consumer_of(redis_url)
     await consumer.start([subscription(stream)])
     for _ in range(3):
-        found = await take(consumer, 3, seconds=1)
+        found = await take(consumer, 3, seconds=20)
         assert payloads(found) == [0, 1, 2]
         assert await consumer.settle(settled(found, Outcome.RELEASE)) == []
     await consumer.stop()
@@ -260,7 +265,7 @@ async def test_what_was_not_asked_for_yet_is_handed_back_too(redis_url: str, cli
     found = await first.receive(3)
     assert await first.settle(settled(found, Outcome.RELEASE)) == []
     await second.start([subscription(stream)])
-    assert payloads(await take(second, 10, seconds=1)) == list(range(10))
+    assert payloads(await take(second, 10, seconds=20)) == list(range(10))
     await second.stop()
     await first.stop()
 
@@ -274,11 +279,11 @@ async def test_a_stop_hands_back(redis_url: str, client: Any) -> None:
     await take(first, 1200, limit=500)
     async with anyio.create_task_group() as group:
         group.start_soon(first.stop)
-        assert sorted(payloads(await take(second, 1200, seconds=2))) == list(range(1200))
+        assert sorted(payloads(await take(second, 1200, seconds=20))) == list(range(1200))
     await second.stop()
     third = consumer_of(redis_url)
     await third.start([subscription(stream)])
-    assert payloads(await take(third, 1200, seconds=1)) == list(range(1200))
+    assert payloads(await take(third, 1200, seconds=20)) == list(range(1200))
     await third.stop()
 
 
@@ -375,10 +380,15 @@ async def test_no_hot_loop_where_a_group_never_stays() -> None:
     with fake_server(answer) as server:
         consumer = consumer_of(server.url)
         await consumer.start([subscription("x")])
-        start = time.monotonic()
-        with anyio.move_on_after(0.5):
-            await consumer.receive(1)
-        assert time.monotonic() - start < 0.8
+
+        async def receive() -> float:
+            server.commands.clear()
+            start = time.monotonic()
+            with anyio.move_on_after(0.5):
+                await consumer.receive(1)
+            return time.monotonic() - start
+
+        await at_best(0.8, receive)
         assert 2 <= len(server.named(b"XREADGROUP")) < 12
         await consumer.stop()
 
@@ -468,8 +478,10 @@ async def test_what_redis_6_says_of_entries_that_are_gone(caplog: pytest.LogCapt
     with fake_server(answer) as server:
         consumer = consumer_of(server.url)
         await consumer.start([subscription("x")])
-        with anyio.move_on_after(0.3):
-            await consumer.receive(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(consumer.receive, 1)
+            await until(lambda: server.named(b"XACK"))
+            group.cancel_scope.cancel()
         await consumer.stop()
         assert server.named(b"XACK") == [[b"XACK", b"x", GROUP.encode(), b"5-5"]]
     assert "are deleted" in caplog.text
