@@ -46,7 +46,7 @@ class Streams(_Redis):
     emitting: ClassVar[str] = f"redis-py with hiredis; many: XADD in pipelines of {_PIPELINE}"
 
     def _add(self, client: Any, message: Message) -> None:
-        client.xadd(self._topic, {"data": message[0], **dict(message[1])})
+        client.xadd(self._topic, {**dict(message[1]), "data": message[0]})
 
     def receive(self, group: str, took: Callable[[int], object], ready: Callable[[], None]) -> None:
         anyio.run(self._receive, group, took, ready)

@@ -7,7 +7,6 @@ the mapping of its fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from dispytch._core.deadletters import own_header
@@ -78,15 +77,14 @@ XADD = Command(_pack, _receipt)
 class _Shape:
     """Which fields an entry has. Those of a stream are mostly of a few shapes, so each is looked at once."""
 
-    __slots__ = ("fields", "has_payload", "is_plain", "key_at", "names", "version")
+    __slots__ = ("fields", "key_at", "names", "payload_at", "version")
 
     def __init__(self, fields: tuple[bytes, ...]) -> None:
         self.fields: list[bytes] = [*fields]
         headers = [name for name in fields if name != _PAYLOAD]
         self.names: list[str] = [name.decode("utf-8", "backslashreplace") for name in headers]
-        self.has_payload: bool = _PAYLOAD in fields
-        self.is_plain: bool = fields[-1:] == (_PAYLOAD,) and len(headers) == len(fields) - 1
-        """The payload comes last, and once, as we write it."""
+        found = [at for at, name in enumerate(fields) if name == _PAYLOAD]
+        self.payload_at: int | None = found[-1] if found else None
         self.version: bool = _VERSION in fields
         found = [at for at, name in enumerate(fields) if name == _KEY.encode()]
         self.key_at: int | None = found[-1] if found else None
@@ -106,22 +104,22 @@ _shapes = _Shapes()
 _last_shape = _Shape(())
 
 
-def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) -> Delivery:
+def delivery_of(source: str, id: bytes, fields: list[bytes], token: object) -> Delivery:
     """An entry as a delivery."""
     global _last_shape
     names, values = fields[::2], fields[1::2]
     shape = _last_shape
     if names != shape.fields:  # to compare costs less than to hash
         shape = _last_shape = _shapes[tuple(names)]
+    key = None if shape.key_at is None else values[shape.key_at]
     payload: bytes | None = None
-    if shape.is_plain:
-        headers = list(zip(shape.names, values))  # noqa: B905 - the payload has no name there
-        payload = values[-1]
-    else:
-        pairs = zip(names, values, strict=True)
-        headers = list(zip(shape.names, [value for name, value in pairs if name != _PAYLOAD], strict=True))
-        if shape.has_payload:
-            payload = dict(zip(names, values, strict=True))[_PAYLOAD]
+    if shape.payload_at is not None:
+        payload = values[shape.payload_at]
+        if len(names) == len(shape.names) + 1:
+            del values[shape.payload_at]
+        else:  # somebody has written several, of which the last counts
+            values = [value for name, value in zip(names, values, strict=True) if name != _PAYLOAD]
+    headers = list(zip(shape.names, values, strict=True))
     as_json = payload is None and not shape.version
     if as_json:
         mapping = {name: _text(value) for name, value in headers if not own_header(name)}
@@ -131,7 +129,7 @@ def delivery_of(source: str, id: bytes, fields: Sequence[bytes], token: object) 
         payload,
         headers,
         min(int(id.partition(b"-")[0]), _LATEST),
-        None if shape.key_at is None else values[shape.key_at],
+        key,
         id.decode(),
         None,
         token,
