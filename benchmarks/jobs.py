@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -119,7 +120,18 @@ def measure(
     return found
 
 
+_CLIENTS = {
+    "kafka": ["confluent_kafka"],
+    "rabbitmq": ["pika", "aio_pika"],
+    "streams": ["redis", "redis.asyncio"],
+    "pubsub": ["redis", "redis.asyncio"],
+}
+
+
 def _run(plan: Plan, contender: str) -> None:
+    for name in _CLIENTS.get(plan.transport, ()):
+        import_module(name)
+    plans.leave_alone()
     if contender in ("raw", "raw-thread"):
         raw.run(plan, in_threads=contender == "raw-thread")
     elif contender == "faststream":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import anyio
 
 from benchmarks.bodies import OrderBody, get_rate, order_event
-from benchmarks.plans import BATCH, Message, Plan, chunks, take_steps, take_steps_async
+from benchmarks.plans import BATCH, Message, Plan, chunks, leave_alone, take_steps, take_steps_async
 from dispytch import Dependency, Event, EventDispatcher, EventEmitter, consumer_from_url, producer_from_url
 from dispytch import sync as blocking
 from dispytch.memory import MemoryBroker, MemoryProducer
@@ -57,6 +57,7 @@ def run(plan: Plan, loop: str) -> None:
     """Takes a plan's steps on a loop; ``blocking`` is `dispytch.sync`, with a ``def`` handler in worker threads."""
     make = order_event(plan.topic)
     events = [make(number) for number in range(plan.total)] if plan.emits or plan.prefill else []
+    leave_alone()
     if plan.prefill:
         with blocking.EventEmitter(producer_from_url(plan.url)) as emitter:
             for step in chunks(plan.total):

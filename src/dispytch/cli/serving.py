@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,8 @@ def serve_until_signal(
 ) -> None:
     """Runs a dispatcher: the first SIGINT or SIGTERM drains, and a second one cancels, and ends the process here.
 
+    The process is for that alone: what there is already is no more the garbage collector's.
+
     Args:
         loop: ``"asyncio"``, ``"uvloop"`` or ``"trio"``.
         beside: What is entered before it starts, and exited when it has drained.
@@ -122,6 +125,10 @@ def serve_until_signal(
     """
     backend: Literal["asyncio", "trio"] = "trio" if loop == "trio" else "asyncio"
     stop = Stop(dispatcher)
+    # Events in flight are what makes the collector look through everything again and again: what the program has
+    # imported and made by now stays anyway.
+    gc.collect()
+    gc.freeze()
     try:
         anyio.run(
             _serve,
