@@ -41,6 +41,25 @@ def test_a_second_signal_cancels(folder: Path, loop: str, job: str, number: sign
         assert "left" in one.log  # what was entered is exited, threads or not
 
 
+_LOOKS = """
+import gc
+from app import Job, dispatcher, note
+
+@dispatcher.handler(Job)
+async def look(job: Job) -> None:
+    note(f"frozen: {gc.get_freeze_count() > 1000}")
+"""
+
+
+def test_what_is_there_at_the_start_is_not_collected(folder: Path) -> None:
+    (folder / "looks.py").write_text(_LOOKS)
+    with running(folder, "run", "looks:dispatcher") as one:
+        blocking_until(lambda: any(line.startswith("frozen") for line in one.log))
+        one.signal(signal.SIGTERM)
+        assert one.code() == 0
+    assert "frozen: True" in one.log
+
+
 def test_a_factory_and_logs_as_json(folder: Path) -> None:
     arguments = ("run", "app:make", "--factory", "--log-format", "json", "--log-level", "debug")
     with running(folder, *arguments) as one:
