@@ -270,6 +270,9 @@ class RedisStreamConsumer(Consumer):
     def backlog(self) -> int | None:
         return len(self._inbox) or None
 
+    def is_caught_up(self) -> bool | None:
+        return self._reader is not None and self._reader.is_caught_up
+
     async def _leave(self, settler: Settler) -> None:
         try:
             await settler.hand_back_all()

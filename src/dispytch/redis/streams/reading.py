@@ -62,6 +62,8 @@ class Reader:
         declare: bool,
         makes_streams: bool = True,
     ) -> None:
+        self.is_caught_up: bool = False
+        """Whether the last read found less than it asked for."""
         self._wire = wire
         self._group = group
         self._inbox = inbox
@@ -231,6 +233,7 @@ class Reader:
             if stream.origin != _START:  # a group that began late, and has to be made anew, goes on here
                 stream.origin = entries[-1][0]
             self._take(stream, entries)
+        self.is_caught_up = not self._full and not self._vanished
         if not self._vanished:
             self._pause = _FIRST_PAUSE
 
