@@ -200,9 +200,9 @@ That costs a tenth of what it takes to catch a StopIteration, but the result is 
 """
 
 
-def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended | None:
+def begin(call: Callable[[T], Awaitable[Any]], argument: T) -> Suspended | None:
     """Calls an async function, and steps its coroutine until it waits; ``None`` if it has returned without waiting."""
-    coro: Any = call(*args)
+    coro: Any = call(argument)
     steps = coro.__await__() if hasattr(coro, "__await__") else coro  # as generators that are coroutines have none
     awaited = next(steps, ENDED)
     if awaited is ENDED:
@@ -210,15 +210,18 @@ def begin(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended | None:
     return steps, awaited  # the iterator that was stepped: without it, what it holds of others might be closed
 
 
-def begin_for_result(call: Callable[..., Awaitable[Any]], *args: Any) -> Suspended:
-    """The same; raises StopIteration with the result of a call that has returned."""
+def begin_for_result(call: Callable[[T], Awaitable[Any]], argument: T) -> tuple[Coroutine[Any, Any, Any] | None, Any]:
+    """The same; ``(None, result)`` of a call that has returned without waiting."""
     try:
-        coro: Any = call(*args)
+        coro: Any = call(argument)
     except StopIteration as error:  # from what makes the coroutine: it must not look like a return
         raise RuntimeError("a call raised StopIteration") from error
     if not hasattr(coro, "send"):  # another kind of awaitable
         coro = coro.__await__()
-    return coro, coro.send(None)
+    try:
+        return coro, coro.send(None)
+    except StopIteration as returned:
+        return None, returned.value
 
 
 @coroutine

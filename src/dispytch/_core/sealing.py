@@ -32,24 +32,17 @@ Seal = Callable[[str, float, bytes | None, Any, Sequence[tuple[str, str]], Heade
 
 
 _last_second: tuple[int, str] = (-1, "")
-_last_stamp: tuple[float, str] = (-1.0, "")
 
 
 def _stamp(time: float) -> str:
-    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes, and
-    # events that are emitted together have the same time.
-    global _last_second, _last_stamp
-    known_time, stamp = _last_stamp
-    if known_time == time:
-        return stamp
+    # Formatting a date costs more than everything else in an envelope; within a second only the fraction changes.
+    global _last_second
     second = int(time)
     known, text = _last_second
     if known != second:
         text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         _last_second = (second, text)
-    stamp = f"{text}.{int((time - second) * 1_000_000):06d}Z"
-    _last_stamp = (time, stamp)
-    return stamp
+    return f"{text}.{int((time - second) * 1_000_000):06d}Z"
 
 
 def binary(sealing: Sealing) -> Seal:
@@ -62,12 +55,18 @@ def binary(sealing: Sealing) -> Seal:
         (prefix + "type", sealing.type.encode()),
     )
     id_name, time_name, key_name = prefix + "id", prefix + "time", prefix + "partitionkey"
+    last: tuple[float, tuple[str, bytes]] = (-1.0, ("", b""))
 
     def seal(
         id: str, time: float, key: bytes | None, body: Any, travelling: Sequence[tuple[str, str]], own: Headers
     ) -> Sealed:
         # Tuples all the way down, which the garbage collector soon leaves alone, however many messages wait.
-        headers: Headers = (*fixed, (id_name, id.encode()), (time_name, _stamp(time).encode()))
+        nonlocal last
+        known, stamp = last
+        if known != time:  # those that are emitted together have the same
+            stamp = (time_name, _stamp(time).encode())
+            last = (time, stamp)
+        headers: Headers = (*fixed, (id_name, id.encode()), stamp)
         if key is not None:
             headers = (*headers, (key_name, key))
         if travelling:

@@ -345,12 +345,11 @@ def wrap(call: Call, middlewares: Sequence[Middleware], is_manual: bool) -> Call
         try:
             # A middleware may call it several times, and each try has a context of its own.
             context = copy_context()
-            try:
-                suspended = context.run(begin_for_result, call, ctx)
-            except StopIteration as returned:
-                result = returned.value
-            else:
-                result = await finish(context, suspended)
+            coro, result = context.run(begin_for_result, call, ctx)
+            if coro is not None:
+                result = await finish(context, (coro, result))
+            if not is_manual and not ctx.has_word:
+                return result
         except Exception as raised:
             error = raised
         except BaseException:  # a middleware may have cancelled it

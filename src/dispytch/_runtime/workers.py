@@ -189,7 +189,10 @@ class Workers:
                     done(work)
                 continue
             assert type(work) is Work  # noqa: S101 - there is nothing else
-            if (trials.stopping and not self._may_begin(work)) or (work.link.is_stale is not None and work.is_stale):
+            ask = work.link.is_stale
+            if (trials.stopping and not self._may_begin(work)) or (
+                ask is not None and ask(work.delivery) and work.is_stale
+            ):
                 self._pass_over(work)
                 done(work)
                 continue

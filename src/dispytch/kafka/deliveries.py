@@ -4,17 +4,67 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dispytch.abc import Delivery
-from dispytch.kafka.partitions import Partition
+from dispytch.abc import Delivery, Headers
+from dispytch.kafka.partitions import Partition, Token
 
 __all__ = ["delivery_of"]
 
 logger: logging.Logger = logging.getLogger("dispytch")
 
 _EXHAUSTED: Iterator[None] = iter(())
+_NO_FAILURES: Mapping[str, int] = {}
+_stored_position: Any = Delivery.__dict__["position"]
+_stored_timestamp: Any = Delivery.__dict__["timestamp_ms"]
+
+
+class KafkaDelivery(Delivery):
+    """A delivery that works out what few ask for when it is asked for."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Any, headers: Headers, key: bytes | None, token: Token, unreadable: str | None) -> None:
+        # All that the class it derives from sets, but the two below.
+        self.source, self.partition = token[0].key
+        self.payload = message.value()
+        self.headers = headers
+        self.key = key
+        self.failures = _NO_FAILURES
+        self.scope = None
+        self.as_json = False
+        self.deliveries = 0
+        self.unreadable = unreadable
+        self.token = token
+        self._message = message
+
+    @property
+    def position(self) -> str | None:
+        try:
+            found: str | None = _stored_position.__get__(self)
+        except AttributeError:
+            found = self.position = f"{self.partition}:{self.token[1]}"
+        return found
+
+    @position.setter
+    def position(self, value: str | None) -> None:
+        _stored_position.__set__(self, value)
+
+    @property
+    def timestamp_ms(self) -> int:
+        try:
+            found: int = _stored_timestamp.__get__(self)
+        except AttributeError:
+            kind, found = self._message.timestamp()
+            if not kind:
+                found = int(time.time() * 1000)
+            self.timestamp_ms = found
+        return found
+
+    @timestamp_ms.setter
+    def timestamp_ms(self, value: int) -> None:
+        _stored_timestamp.__set__(self, value)
 
 
 def delivery_of(message: Any, partition: Partition, offset: int) -> Delivery:
@@ -39,15 +89,4 @@ def delivery_of(message: Any, partition: Partition, offset: int) -> Delivery:
         if value is None:
             headers = [(name, b"" if found is None else found) for name, found in headers]
             break
-    kind, timestamp = message.timestamp()
-    return Delivery(
-        partition.key[0],
-        message.value(),
-        headers,
-        timestamp if kind else int(time.time() * 1000),
-        message.key(),
-        f"{number}:{offset}",
-        number,
-        (partition, offset),
-        unreadable=unreadable,
-    )
+    return KafkaDelivery(message, headers, message.key(), (partition, offset), unreadable)
