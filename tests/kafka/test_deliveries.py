@@ -56,7 +56,7 @@ def test_copies_are_for_reading(is_read: bool) -> None:
     _, delivery = made(headers=[("name", b"value"), ("none", None)])
     if is_read:
         assert (delivery.position, delivery.timestamp_ms) == ("3:42", 1234)
-    for one in (pickle.loads(pickle.dumps(delivery)), copy.copy(delivery), copy.deepcopy(delivery)):  # noqa: S301 - our own
+    for one in (pickle.loads(pickle.dumps(delivery)), copy.copy(delivery), copy.deepcopy(delivery)):
         assert (one.source, one.payload, one.key, one.partition) == ("orders", b"{}", b"k", 3)
         assert (one.position, one.timestamp_ms, one.token) == ("3:42", 1234, None)
         assert list(one.headers) == [("name", b"value"), ("none", b"")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from dispytch.abc import Delivery, Headers
@@ -27,16 +27,18 @@ class KafkaDelivery(Delivery):
 
     def __init__(self, message: Any, headers: Headers, key: bytes | None, token: Token, unreadable: str | None) -> None:
         # All that the class it derives from sets, but the two below.
+        self.source: str
+        self.partition: int | None
         self.source, self.partition = token[0].key
-        self.payload = message.value()
-        self.headers = headers
-        self.key = key
-        self.failures = _NO_FAILURES
-        self.scope = None
-        self.as_json = False
-        self.deliveries = 0
-        self.unreadable = unreadable
-        self.token = token
+        self.payload: bytes | None = message.value()
+        self.headers: Headers = headers
+        self.key: bytes | None = key
+        self.failures: Mapping[str, int] = _NO_FAILURES
+        self.scope: Hashable = None
+        self.as_json: bool = False
+        self.deliveries: int = 0
+        self.unreadable: str | None = unreadable
+        self.token: Any = token
         self._message = message
 
     @property
