@@ -11,12 +11,10 @@ from typing import Any
 
 from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
+from dispytch.redis.feed import PING
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
 
-__all__ = ["PING", "BlockingDriver", "connect_blocking", "interrupt"]
-
-PING = b"*1\r\n$4\r\nPING\r\n"
-"""What is asked on a connection to see whether the server answers at all."""
+__all__ = ["BlockingDriver", "connect_blocking", "interrupt"]
 
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stop waits for confirmations that are under way."""

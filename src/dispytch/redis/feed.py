@@ -14,6 +14,7 @@ from dispytch.redis.source import with_advice
 __all__ = ["PING", "Feed", "closed_error", "deliveries_of", "silent_error"]
 
 PING = b"*1\r\n$4\r\nPING\r\n"
+"""What is asked on a connection to see whether the server answers at all."""
 
 
 def closed_error(address: str) -> BrokerUnreachableError:

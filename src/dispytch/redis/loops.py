@@ -13,7 +13,8 @@ import anyio.to_thread
 
 from dispytch.errors import BrokerError, UnconfirmedError
 from dispytch.redis.batches import Batch
-from dispytch.redis.blocking import PING, BlockingDriver, interrupt
+from dispytch.redis.blocking import BlockingDriver, interrupt
+from dispytch.redis.feed import PING
 from dispytch.redis.replies import Replies
 from dispytch.redis.sockets import LoopSocket, connect_socket, has_news
 from dispytch.redis.source import CONNECT_TIMEOUT, Source, connect_error, import_redis
