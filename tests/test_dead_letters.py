@@ -306,6 +306,13 @@ async def test_a_lost_connection_ends_a_pass_and_loses_nothing(workshop: Worksho
     assert (await dead.replay()).replayed == 3
 
 
+async def test_a_pass_does_not_end_while_there_are_more(workshop: Workshop) -> None:
+    """On a busy machine the time may be over before anything could come."""
+    hasty = DeadLetters(MemoryConsumer(workshop.broker, "letters"), "jobs.billing.dead", idle=1e-6)
+    report = await hasty.drop()
+    assert (report.dropped, report.is_complete) == (3, True)
+
+
 class Stuck(MemoryProducer):
     """Publishes, and never hears that it did."""
 

@@ -36,6 +36,7 @@ _SHARE_WITHIN = 60.0
 """Seconds that a group may take to tell a new member what it receives."""
 _MORE_WITHIN = 15.0
 """Seconds that letters may take to come whose broker is known to have more; what it holds need not all be letters."""
+_SECOND_LOOK = 0.25
 _STOP_TIMEOUT = 15.0
 _SETTLE_TIMEOUT = 10.0
 _TRIES = 4
@@ -214,18 +215,20 @@ class Sweep:
         Raises:
             BrokerError: the connection was lost, or the group gives no share.
         """
-        consumer = self._consumer
+        consumer, idle = self._consumer, self._idle
         began = anyio.current_time()
         while True:
             is_receiving = consumer.is_receiving()
             if consumer.backlog() == 0:
                 await anyio.lowlevel.checkpoint()
                 return ()
-            with anyio.move_on_after(self._idle):
+            with anyio.move_on_after(idle):
                 return await consumer.receive(limit)
             waited = anyio.current_time() - began
-            if is_receiving and (consumer.is_caught_up() is not False or waited > _MORE_WITHIN):
+            has_more = consumer.is_caught_up() is False or bool(consumer.backlog())
+            if is_receiving and (not has_more or waited > _MORE_WITHIN):
                 return ()
+            idle = max(self._idle, _SECOND_LOOK)  # on a busy machine the time may be over before anything could come
             if waited > _SHARE_WITHIN:
                 raise BrokerUnreachableError(
                     f"the group {consumer.group_id!r} has given no share of {self._subscription.pattern.source} within "
