@@ -78,7 +78,7 @@ class DeadLetters:
         consumer: A consumer that nobody else uses; it is started and stopped by each operation.
         topic: The dead-letter topic, stream or, on RabbitMQ, queue; or its route.
         producer: Publishes what is replayed; stopped by `close`. Not needed for reading and dropping.
-        idle: Seconds without a letter after which there are none left.
+        idle: Seconds without a letter after which there are none left, unless the consumer is known to have more.
         timeout: Seconds that publishing a batch of letters may take.
         window: How many letters are held at once, at most: those that were read, and on transports that acknowledge one
             by one, and in dry runs, those that stay. A pass ends when it is full.

@@ -285,15 +285,15 @@ async def test_a_wrong_password(redis_url: str) -> None:
     await consumer.stop()
 
 
-async def test_a_stop_is_prompt(consumer: RedisConsumer) -> None:
-    async def stop() -> float:
-        dispatcher, _ = collecting(consumer, unique())
-        async with dispatcher.lifespan():
-            start = time.monotonic()
-            await dispatcher.stop()
-            return time.monotonic() - start
+async def seconds_of_a_stop(dispatcher: EventDispatcher) -> float:
+    async with dispatcher.lifespan():
+        start = time.monotonic()
+        await dispatcher.stop()
+        return time.monotonic() - start
 
-    await at_best(0.2, stop)
+
+async def test_a_stop_is_prompt(consumer: RedisConsumer) -> None:
+    await at_best(0.2, lambda: seconds_of_a_stop(collecting(consumer, unique())[0]))
     assert reader_threads() == []
 
 
@@ -354,13 +354,7 @@ async def test_a_blocking_pubsub(redis_url: str, text: bool) -> None:
         assert handled == [1, 2]
         assert reader_threads() == []
 
-        async def stop() -> float:
-            async with dispatcher.lifespan():
-                start = time.monotonic()
-                await dispatcher.stop()
-                return time.monotonic() - start
-
-        await at_best(0.2, stop)
+        await at_best(0.2, lambda: seconds_of_a_stop(dispatcher))
         assert reader_threads() == []
         client.publish(f"{prefix}.a", "still open")
         found: list[Any] = []

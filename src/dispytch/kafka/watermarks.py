@@ -65,8 +65,6 @@ class Watermarks:
     def _ends(self, consumer: Any, partitions: Collection[Partition]) -> list[tuple[Partition, tuple[int, int] | None]]:
         """The first offset of each and the one after the last; those that nothing was fetched of yet have none."""
         confluent = import_confluent()
-        return [
-            (one, consumer.get_watermark_offsets(confluent.TopicPartition(*one.key), cached=True))
-            for one in partitions
-            if one.is_taken
-        ]
+        with self._lock:  # a close that waits for the thread no more takes them away
+            taken = [one for one in partitions if one.is_taken]
+        return [(one, consumer.get_watermark_offsets(confluent.TopicPartition(*one.key), cached=True)) for one in taken]
